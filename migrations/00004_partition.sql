@@ -1,0 +1,83 @@
+-- +goose Up
+
+-- The ranges of the hot tables, made ahead of need. position_at: where the table's key stood when the range was made, which
+-- gives the rate that the next range's size follows.
+CREATE TABLE pawl.partition (
+  parent      text        NOT NULL,
+  range_from  numeric     NOT NULL,
+  range_to    numeric     NOT NULL,
+  position_at numeric     NOT NULL,
+  created_at  timestamptz NOT NULL,
+  PRIMARY KEY (parent, range_from),
+  CONSTRAINT partition_range CHECK (range_from < range_to)
+);
+
+-- Where the partition key of a table stands: ids drawn so far, or the cluster's next xid.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.partition_position(p_parent text) RETURNS numeric
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_at bigint;
+BEGIN
+  CASE p_parent
+    WHEN 'ready' THEN RETURN pg_snapshot_xmax(pg_current_snapshot())::text::numeric;
+    WHEN 'job', 'result' THEN SELECT last_value INTO v_at FROM pawl.job_id;
+    WHEN 'claim', 'receipt' THEN SELECT last_value INTO v_at FROM pawl.claim_id_seq;
+  END CASE;
+  RETURN v_at;
+END $$;
+-- +goose StatementEnd
+
+-- Makes ranges until each table has a whole one, and two hours of its recent rate, ahead of where it stands. A range holds about six
+-- hours of work: 10,000,000 ids at least and 100,000,000 at most (xids: ten times that, since every transaction of the cluster uses them).
+-- Made loose and attached: CREATE … PARTITION OF would lock the parent against every enqueue while any reader is open.
+-- Safe on any number of nodes (the second skips); gives the number of ranges made.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.partition_ahead() RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+DECLARE
+  c_size_min CONSTANT numeric := 10000000;
+  c_size_max CONSTANT numeric := 100000000;
+  c_made_max CONSTANT int := 32;
+  v_parent   text;
+  v_last     pawl.partition;
+  v_at       numeric;
+  v_rate     numeric;  -- a second
+  v_unit     numeric;
+  v_size     numeric;
+  v_name     text;
+  v_key      text;
+  v_low      text;
+  v_made     int := 0;
+BEGIN
+  IF NOT pg_try_advisory_xact_lock(hashint8extended(0, 7005)) THEN
+    RETURN 0;
+  END IF;
+  FOREACH v_parent IN ARRAY ARRAY['job', 'result', 'ready', 'claim', 'receipt'] LOOP
+    v_at := pawl.partition_position(v_parent);
+    v_unit := CASE v_parent WHEN 'ready' THEN 10 ELSE 1 END;
+    LOOP
+      SELECT * INTO v_last FROM pawl.partition p WHERE p.parent = v_parent ORDER BY p.range_from DESC LIMIT 1;
+      v_rate := coalesce(greatest(v_at - v_last.position_at, 0) / greatest(extract(epoch FROM clock_timestamp() - v_last.created_at), 60), 0);
+      EXIT WHEN v_made >= c_made_max
+        OR v_last.range_from > v_at AND v_last.range_to > v_at + v_rate * 7200;
+      v_size := round(least(greatest(v_rate * 21600, c_size_min * v_unit), c_size_max * v_unit));
+      v_name := v_parent || '_' || coalesce(v_last.range_to, 0);
+      v_key := CASE v_parent WHEN 'ready' THEN 'xid' WHEN 'receipt' THEN 'claim_id' WHEN 'result' THEN 'job_id' ELSE 'id' END;
+      v_low := CASE WHEN v_last.range_to IS NULL THEN 'MINVALUE' ELSE quote_literal(v_last.range_to::text) END;
+      v_last := ROW(v_parent, coalesce(v_last.range_to, 0), greatest(coalesce(v_last.range_to, 0), v_at) + v_size, v_at, clock_timestamp());
+      EXECUTE format('CREATE TABLE pawl.%I (LIKE pawl.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', v_name, v_parent);
+      EXECUTE format('ALTER TABLE pawl.%I ATTACH PARTITION pawl.%I FOR VALUES FROM (%s) TO (%L)', v_parent, v_name, v_low, v_last.range_to::text);
+      INSERT INTO pawl.partition (parent, range_from, range_to, position_at, created_at)
+        VALUES (v_last.parent, v_last.range_from, v_last.range_to, v_last.position_at, v_last.created_at);
+      v_made := v_made + 1;
+    END LOOP;
+  END LOOP;
+  RETURN v_made;
+END $$;
+-- +goose StatementEnd
+SELECT pawl.partition_ahead();
+
+-- +goose Down
+DROP FUNCTION pawl.partition_ahead, pawl.partition_position;
+DROP TABLE pawl.partition;

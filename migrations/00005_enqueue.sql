@@ -1,0 +1,182 @@
+-- +goose Up
+
+-- A block of ids, the first of them. setval after nextval is not one step, hence the lock, held for these three calls in one
+-- expression list (nothing between them can be interrupted); single enqueues hold it shared.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.job_ids(p_n int) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_last bigint;
+BEGIN
+  SELECT s.last INTO v_last FROM (
+    SELECT pg_advisory_lock(1885435756, 1), setval('pawl.job_id', nextval('pawl.job_id') + p_n - 1) AS last, pg_advisory_unlock(1885435756, 1)
+    OFFSET 0) s;
+  RETURN v_last - p_n + 1;
+END $$;
+-- +goose StatementEnd
+
+-- Takes a dedupe key for p_job. Gives the id of the unfinished job that has it (NULL: p_job has it now). The key's row is locked
+-- first and its job looked at in a later statement.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.dedupe_take(p_ns smallint, p_kind text, p_key text, p_window interval, p_job bigint) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
+DECLARE
+  v_until timestamptz := clock_timestamp() + p_window;
+  v_job   bigint;
+  v_old   timestamptz;
+BEGIN
+  FOR i IN 1 .. 5 LOOP
+    INSERT INTO pawl.dedupe (ns, kind, key, job_id, until) VALUES (p_ns, p_kind, p_key, p_job, v_until) ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+      RETURN NULL;
+    END IF;
+    SELECT d.job_id, d.until INTO v_job, v_old FROM pawl.dedupe d WHERE d.ns = p_ns AND d.kind = p_kind AND d.key = p_key FOR UPDATE;
+    CONTINUE WHEN NOT FOUND;  -- removed by its sweep meanwhile
+    IF v_old > clock_timestamp() OR v_old IS NULL AND NOT pawl.job_finished(p_ns, v_job) THEN
+      RETURN v_job;
+    END IF;
+    UPDATE pawl.dedupe d SET job_id = p_job, until = v_until WHERE d.ns = p_ns AND d.kind = p_kind AND d.key = p_key;
+    RETURN NULL;
+  END LOOP;
+  RAISE EXCEPTION 'pawl: dedupe key % of kind % changes hands too fast', p_key, p_kind USING ERRCODE = '40001', HINT = 'Try again.';
+END $$;
+-- +goose StatementEnd
+
+-- Enqueues one job in the caller's transaction and gives its id; with p_dedupe_key the id of the unfinished job that has the key, and
+-- duplicate. Runs at p_run_at, at once if that is NULL or past. Raises PW002 when args exceed the queue's payload_bytes_max, PW003
+-- when the database was moved to another cluster, 22023 on a bad argument.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.enqueue(
+  p_ns smallint, p_queue text, p_kind text, p_args json,
+  p_priority smallint DEFAULT 2, p_run_at timestamptz DEFAULT NULL, p_max_attempts smallint DEFAULT 25, p_timeout_ms int DEFAULT NULL,
+  p_backoff_ms int DEFAULT NULL, p_backoff_ms_max int DEFAULT NULL, p_headers json DEFAULT NULL,
+  p_dedupe_key text DEFAULT NULL, p_dedupe_window interval DEFAULT NULL,
+  OUT id bigint, OUT duplicate boolean)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_queue   int;
+  v_epoch   smallint;
+  v_cluster bigint;
+  v_max     int;
+  v_other   bigint;
+  v_xid     xid8;
+BEGIN
+  SELECT q.id, q.payload_bytes_max, l.epoch, l.cluster INTO v_queue, v_max, v_epoch, v_cluster
+    FROM pawl.queue q JOIN pawl.line l ON l.ns = p_ns AND l.queue_id = q.id AND l.priority = p_priority
+    WHERE q.ns = p_ns AND q.name = p_queue;
+  IF NOT FOUND THEN
+    SELECT c.queue_id, c.epoch INTO v_queue, v_epoch FROM pawl.line_create(p_ns, p_queue, p_priority) c;
+    SELECT q.payload_bytes_max INTO v_max FROM pawl.queue q WHERE q.ns = p_ns AND q.id = v_queue;
+  ELSIF v_cluster <> coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster()) THEN
+    PERFORM pawl.raise_moved(p_queue);
+  END IF;
+  IF octet_length(p_args::text) > v_max THEN
+    RAISE EXCEPTION 'pawl: args of % bytes exceed the % allowed in queue %', octet_length(p_args::text), v_max, p_queue
+      USING ERRCODE = 'PW002', HINT = 'Store the payload elsewhere and enqueue its key, or raise payload_bytes_max of the queue.';
+  END IF;
+  SELECT s.id INTO enqueue.id FROM (
+    SELECT pg_advisory_lock_shared(1885435756, 1), nextval('pawl.job_id') AS id, pg_advisory_unlock_shared(1885435756, 1) OFFSET 0) s;
+  duplicate := false;
+  IF p_dedupe_key IS NOT NULL THEN
+    v_other := pawl.dedupe_take(p_ns, p_kind, p_dedupe_key, p_dedupe_window, enqueue.id);
+    IF v_other IS NOT NULL THEN
+      enqueue.id := v_other;
+      duplicate := true;
+      RETURN;
+    END IF;
+  END IF;
+  IF p_run_at > clock_timestamp() THEN
+    INSERT INTO pawl.scheduled (run_at, job_id, queue_id, ns, priority, attempt) VALUES (p_run_at, enqueue.id, v_queue, p_ns, p_priority, 1);
+  ELSE
+    v_xid := pg_current_xact_id();
+    INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)
+      VALUES (v_xid, enqueue.id, 1, v_queue, p_ns, p_priority, v_epoch, 1, false);
+  END IF;
+  INSERT INTO pawl.job (id, created_at, xid, queue_id, ns, priority, epoch, max_attempts, timeout_ms, backoff_ms, backoff_ms_max, kind,
+      enqueued_by, args, headers, dedupe_key)
+    VALUES (enqueue.id, now(), v_xid, v_queue, p_ns, p_priority, v_epoch, p_max_attempts, p_timeout_ms, p_backoff_ms, p_backoff_ms_max, p_kind,
+      current_setting('application_name'), p_args, p_headers, p_dedupe_key);
+END $$;
+-- +goose StatementEnd
+
+-- Enqueues up to 1,000 jobs of one kind and policy in the caller's transaction. Without keys their ids are first_id and the following;
+-- with p_dedupe_keys (one for each of p_args, NULL for none) ids and duplicates tell, in the order of p_args.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.enqueue_many(
+  p_ns smallint, p_queue text, p_kind text, p_args json[],
+  p_priority smallint DEFAULT 2, p_run_at timestamptz DEFAULT NULL, p_max_attempts smallint DEFAULT 25, p_timeout_ms int DEFAULT NULL,
+  p_backoff_ms int DEFAULT NULL, p_backoff_ms_max int DEFAULT NULL, p_headers json DEFAULT NULL,
+  p_dedupe_keys text[] DEFAULT NULL, p_dedupe_window interval DEFAULT NULL,
+  OUT first_id bigint, OUT ids bigint[], OUT duplicates boolean[])
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_n       int := cardinality(p_args);
+  v_by      text := current_setting('application_name');
+  v_now     timestamptz := now();
+  v_queue   int;
+  v_epoch   smallint;
+  v_cluster bigint;
+  v_max     int;
+  v_longest int;
+  v_xid     xid8;
+  v_other   bigint;
+  k         record;
+BEGIN
+  IF v_n NOT BETWEEN 1 AND 1000 THEN
+    RAISE EXCEPTION 'pawl: a batch has 1 to 1000 jobs, not %', v_n USING ERRCODE = '22023';
+  END IF;
+  IF cardinality(p_dedupe_keys) <> v_n THEN
+    RAISE EXCEPTION 'pawl: % dedupe keys for % jobs', cardinality(p_dedupe_keys), v_n USING ERRCODE = '22023';
+  END IF;
+  SELECT q.id, q.payload_bytes_max, l.epoch, l.cluster INTO v_queue, v_max, v_epoch, v_cluster
+    FROM pawl.queue q JOIN pawl.line l ON l.ns = p_ns AND l.queue_id = q.id AND l.priority = p_priority
+    WHERE q.ns = p_ns AND q.name = p_queue;
+  IF NOT FOUND THEN
+    SELECT c.queue_id, c.epoch INTO v_queue, v_epoch FROM pawl.line_create(p_ns, p_queue, p_priority) c;
+    SELECT q.payload_bytes_max INTO v_max FROM pawl.queue q WHERE q.ns = p_ns AND q.id = v_queue;
+  ELSIF v_cluster <> coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster()) THEN
+    PERFORM pawl.raise_moved(p_queue);
+  END IF;
+  SELECT max(octet_length(a::text)) INTO v_longest FROM unnest(p_args) a;
+  IF v_longest > v_max THEN
+    RAISE EXCEPTION 'pawl: args of % bytes exceed the % allowed in queue %', v_longest, v_max, p_queue
+      USING ERRCODE = 'PW002', HINT = 'Store the payload elsewhere and enqueue its key, or raise payload_bytes_max of the queue.';
+  END IF;
+  first_id := pawl.job_ids(v_n);
+  IF p_dedupe_keys IS NOT NULL THEN
+    ids := ARRAY(SELECT first_id + i FROM generate_series(0, v_n - 1) i);
+    duplicates := array_fill(false, ARRAY[v_n]);
+    FOR k IN SELECT t.key, t.i::int AS i FROM unnest(p_dedupe_keys) WITH ORDINALITY t(key, i) WHERE t.key IS NOT NULL ORDER BY t.key, t.i LOOP
+      v_other := pawl.dedupe_take(p_ns, p_kind, k.key, p_dedupe_window, ids[k.i]);
+      IF v_other IS NOT NULL THEN
+        ids[k.i] := v_other;
+        duplicates[k.i] := true;
+      END IF;
+    END LOOP;
+  END IF;
+  IF p_run_at > clock_timestamp() THEN
+    INSERT INTO pawl.scheduled (run_at, job_id, queue_id, ns, priority, attempt)
+      SELECT p_run_at, first_id + i, v_queue, p_ns, p_priority, 1 FROM generate_series(0, v_n - 1) i
+      WHERE duplicates IS NULL OR NOT duplicates[i + 1];
+  ELSE
+    v_xid := pg_current_xact_id();
+    IF duplicates IS NULL THEN
+      INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)
+        VALUES (v_xid, first_id, v_n, v_queue, p_ns, p_priority, v_epoch, 1, false);
+    ELSE
+      INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)
+        SELECT v_xid, first_id + i, 1, v_queue, p_ns, p_priority, v_epoch, 1, false FROM generate_series(0, v_n - 1) i
+        WHERE NOT duplicates[i + 1];
+    END IF;
+  END IF;
+  INSERT INTO pawl.job (id, created_at, xid, queue_id, ns, priority, epoch, max_attempts, timeout_ms, backoff_ms, backoff_ms_max, kind,
+      enqueued_by, args, headers, dedupe_key)
+    SELECT first_id + t.i - 1, v_now, v_xid, v_queue, p_ns, p_priority, v_epoch, p_max_attempts, p_timeout_ms, p_backoff_ms, p_backoff_ms_max, p_kind,
+      v_by, t.a, p_headers, p_dedupe_keys[t.i]
+    FROM unnest(p_args) WITH ORDINALITY t(a, i)
+    WHERE duplicates IS NULL OR NOT duplicates[t.i];
+END $$;
+-- +goose StatementEnd
+
+-- +goose Down
+DROP FUNCTION pawl.enqueue_many, pawl.enqueue, pawl.dedupe_take, pawl.job_ids;

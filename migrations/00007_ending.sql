@@ -1,0 +1,271 @@
+-- +goose Up
+
+-- The ordinals of a claim that have no receipt yet, among p_jobs (NULL: all).
+-- +goose StatementBegin
+CREATE FUNCTION pawl.claim_open(p_ns smallint, p_claim bigint, p_jobs int4multirange DEFAULT NULL) RETURNS int4multirange
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_open int4multirange;
+BEGIN
+  SELECT int4multirange(int4range(0, c.jobs)) * coalesce(p_jobs, int4multirange(int4range(0, c.jobs)))
+      - coalesce((SELECT range_agg(r.jobs) FROM pawl.receipt r WHERE r.ns = p_ns AND r.claim_id = p_claim), '{}')
+    INTO v_open FROM pawl.claim c WHERE c.ns = p_ns AND c.id = p_claim;
+  RETURN coalesce(v_open, '{}');
+END $$;
+-- +goose StatementEnd
+
+-- Ends jobs as succeeded: p_jobs[i] are ordinals of p_claims[i] (distinct, in ascending order). One transaction for all. Gives for each claim
+-- what was lost: the ordinals that did not count, since the session has ended, the claim is another's or they have a receipt. NULL: nothing lost.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.finish(p_ns smallint, p_session bigint, p_claims bigint[], p_nonces bigint[], p_jobs int4multirange[]) RETURNS int4multirange[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_good int4multirange[];
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'pawl: an attempt is ended at READ COMMITTED' USING ERRCODE = 'PW005';
+  END IF;
+  FOR i IN 1 .. cardinality(p_claims) LOOP
+    PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claims[i]));
+  END LOOP;
+  -- A new statement: its snapshot has every receipt that was committed under the locks.
+  SELECT array_agg(coalesce(
+        t.jobs * int4multirange(int4range(0, c.jobs)) - coalesce((SELECT range_agg(r.jobs) FROM pawl.receipt r WHERE r.ns = p_ns AND r.claim_id = t.claim_id), '{}'),
+        '{}') ORDER BY t.i)
+    INTO v_good
+    FROM ROWS FROM (unnest(p_claims), unnest(p_nonces), unnest(p_jobs)) WITH ORDINALITY t(claim_id, nonce, jobs, i)
+    LEFT JOIN pawl.claim c ON c.ns = p_ns AND c.id = t.claim_id AND c.nonce = t.nonce AND c.session_id = p_session
+      AND EXISTS (SELECT FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL);
+  INSERT INTO pawl.receipt (claim_id, at, ns, outcome, jobs)
+    SELECT t.claim_id, clock_timestamp(), p_ns, 'succeeded', t.jobs
+    FROM ROWS FROM (unnest(p_claims), unnest(v_good)) t(claim_id, jobs)
+    WHERE NOT isempty(t.jobs);
+  IF v_good = p_jobs THEN
+    RETURN NULL;
+  END IF;
+  RETURN ARRAY(SELECT t.jobs - t.good FROM ROWS FROM (unnest(p_jobs), unnest(v_good)) WITH ORDINALITY t(jobs, good, i) ORDER BY t.i);
+END $$;
+-- +goose StatementEnd
+
+-- The time a failed attempt waits: backoff_ms doubled with each attempt, capped, ± 20 % so that failures of one cause do not return together.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.backoff(p_attempt smallint, p_backoff_ms int, p_backoff_ms_max int) RETURNS interval
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN make_interval(secs => least(coalesce(p_backoff_ms, 1000) * 2.0 ^ least(p_attempt - 1, 30), coalesce(p_backoff_ms_max, 3600000))
+    * (0.8 + 0.4 * random()) / 1000);
+END $$;
+-- +goose StatementEnd
+
+-- Puts a job in line again, or among the scheduled if p_run_at is to come.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.job_again(p_ns smallint, p_job bigint, p_queue int, p_priority smallint, p_attempt smallint, p_run_at timestamptz DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_epoch   smallint;
+  v_cluster bigint;
+BEGIN
+  IF p_run_at > clock_timestamp() THEN
+    INSERT INTO pawl.scheduled (run_at, job_id, queue_id, ns, priority, attempt) VALUES (p_run_at, p_job, p_queue, p_ns, p_priority, p_attempt);
+  ELSE
+    SELECT l.epoch, l.cluster INTO v_epoch, v_cluster FROM pawl.line l WHERE l.ns = p_ns AND l.queue_id = p_queue AND l.priority = p_priority;
+    IF v_cluster <> coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster()) THEN
+      PERFORM pawl.raise_moved(q.name) FROM pawl.queue q WHERE q.ns = p_ns AND q.id = p_queue;
+    END IF;
+    INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)
+      VALUES (pg_current_xact_id(), p_job, 1, p_queue, p_ns, p_priority, v_epoch, p_attempt, true);
+  END IF;
+END $$;
+-- +goose StatementEnd
+
+-- Ends one attempt whose claim the caller has locked and found open: appends the receipt and puts the job back where it goes again. Gives the
+-- outcome that counts: an attempt that was asked to cancel and did not succeed is cancelled, one that failed or was lost with none left is discarded.
+-- p_delay NULL: by the job's backoff. A kind that keeps no result gives NULL.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.attempt_end(p_ns smallint, p_claim bigint, p_ordinal int, p_outcome pawl.outcome, p_detail json, p_delay interval, p_result json)
+RETURNS pawl.outcome
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_outcome pawl.outcome := p_outcome;
+  j         record;
+BEGIN
+  SELECT b.id, b.queue_id, b.priority, b.max_attempts, b.backoff_ms, b.backoff_ms_max, a.attempt INTO j
+    FROM pawl.claim_job(p_ns, p_claim, p_ordinal) a JOIN pawl.job b ON b.ns = p_ns AND b.id = a.job_id;
+  IF v_outcome IN ('failed', 'lost', 'snoozed', 'returned')
+      AND EXISTS (SELECT FROM pawl.cancellation c WHERE c.ns = p_ns AND c.job_id = j.id AND c.attempt = j.attempt) THEN
+    v_outcome := 'cancelled';
+  ELSIF v_outcome IN ('failed', 'lost') AND j.attempt >= j.max_attempts THEN
+    v_outcome := 'discarded';
+  END IF;
+  INSERT INTO pawl.receipt (claim_id, at, ns, outcome, jobs, detail)
+    VALUES (p_claim, clock_timestamp(), p_ns, v_outcome, int4multirange(int4range(p_ordinal, p_ordinal + 1)), p_detail);
+  CASE v_outcome
+    WHEN 'succeeded' THEN
+      IF p_result IS NOT NULL THEN
+        INSERT INTO pawl.result (ns, job_id, at, value) VALUES (p_ns, j.id, clock_timestamp(), p_result) ON CONFLICT DO NOTHING;
+      END IF;
+    WHEN 'failed' THEN
+      PERFORM pawl.job_again(p_ns, j.id, j.queue_id, j.priority, (j.attempt + 1)::smallint,
+        clock_timestamp() + coalesce(p_delay, pawl.backoff(j.attempt, j.backoff_ms, j.backoff_ms_max)));
+    WHEN 'lost' THEN
+      PERFORM pawl.job_again(p_ns, j.id, j.queue_id, j.priority, (j.attempt + 1)::smallint, clock_timestamp() + p_delay);
+    WHEN 'snoozed', 'returned' THEN
+      PERFORM pawl.job_again(p_ns, j.id, j.queue_id, j.priority, j.attempt, clock_timestamp() + p_delay);
+    WHEN 'discarded', 'cancelled' THEN
+      NULL;
+  END CASE;
+  RETURN v_outcome;
+END $$;
+-- +goose StatementEnd
+
+-- The job at an ordinal of a claim, and its attempt. No row: the claim has no such ordinal.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.claim_job(p_ns smallint, p_claim bigint, p_ordinal int, OUT job_id bigint, OUT attempt smallint)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+  SELECT u.first + p_ordinal - u.before, u.attempt INTO claim_job.job_id, claim_job.attempt
+    FROM (
+      SELECT t.first, t.n, t.attempt, sum(t.n) OVER (ROWS UNBOUNDED PRECEDING) - t.n AS before
+      FROM pawl.claim c CROSS JOIN LATERAL ROWS FROM (unnest(c.job_ids), unnest(c.job_counts), unnest(c.attempts)) t(first, n, attempt)
+      WHERE c.ns = p_ns AND c.id = p_claim) u
+    WHERE p_ordinal >= u.before AND p_ordinal < u.before + u.n;
+END $$;
+-- +goose StatementEnd
+
+-- Ends attempts of any outcome, in one transaction: parallel arrays, one element an attempt, claims in ascending order. Gives for each the outcome that
+-- counted (see attempt_end), NULL where the attempt was lost to this session. delays_ms NULL: by the job's backoff (at once for the rest).
+-- +goose StatementBegin
+CREATE FUNCTION pawl.settle(p_ns smallint, p_session bigint, p_claims bigint[], p_nonces bigint[], p_ordinals int[], p_outcomes pawl.outcome[],
+  p_details json[], p_delays_ms bigint[], p_results json[]) RETURNS pawl.outcome[]
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_counted pawl.outcome[];
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'pawl: an attempt is ended at READ COMMITTED' USING ERRCODE = 'PW005';
+  END IF;
+  FOR i IN 1 .. cardinality(p_claims) LOOP
+    PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claims[i]));
+  END LOOP;
+  FOR i IN 1 .. cardinality(p_claims) LOOP
+    IF pawl.claim_held(p_ns, p_session, p_claims[i], p_nonces[i], p_ordinals[i]) THEN
+      v_counted[i] := pawl.attempt_end(p_ns, p_claims[i], p_ordinals[i], p_outcomes[i], p_details[i], make_interval(secs => p_delays_ms[i] / 1000.0), p_results[i]);
+    ELSE
+      v_counted[i] := NULL;
+    END IF;
+  END LOOP;
+  RETURN v_counted;
+END $$;
+-- +goose StatementEnd
+
+-- Whether the session still holds the attempt. Asked in a statement after the one that locked the claim.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.claim_held(p_ns smallint, p_session bigint, p_claim bigint, p_nonce bigint, p_ordinal int) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+  RETURN EXISTS (SELECT FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL)
+    AND EXISTS (SELECT FROM pawl.claim c WHERE c.ns = p_ns AND c.id = p_claim AND c.session_id = p_session AND c.nonce = p_nonce
+      AND p_ordinal >= 0 AND p_ordinal < c.jobs)
+    AND NOT EXISTS (SELECT FROM pawl.receipt r WHERE r.ns = p_ns AND r.claim_id = p_claim AND r.jobs @> p_ordinal);
+END $$;
+-- +goose StatementEnd
+
+-- Ends an attempt as succeeded in the transaction of its handler, just before COMMIT; raises PW001 when the attempt was lost, so that nothing of it commits.
+-- Attempts of one claim share its lock (they would commit one by one else); the lock of the ordinal keeps two endings of one attempt apart.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.finish_tx(p_ns smallint, p_session bigint, p_claim bigint, p_nonce bigint, p_ordinal int, p_result json) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'pawl: an attempt is ended at READ COMMITTED' USING ERRCODE = 'PW005';
+  END IF;
+  PERFORM pg_advisory_xact_lock_shared(pawl.claim_key(p_claim));
+  PERFORM pg_advisory_xact_lock(hashint8extended(p_claim, 7004 + p_ordinal));
+  IF NOT pawl.claim_held(p_ns, p_session, p_claim, p_nonce, p_ordinal) THEN
+    RAISE EXCEPTION 'pawl: the attempt was lost: its session ended or it was ended before' USING ERRCODE = 'PW001';
+  END IF;
+  PERFORM pawl.attempt_end(p_ns, p_claim, p_ordinal, 'succeeded', NULL, NULL, p_result);
+END $$;
+-- +goose StatementEnd
+
+-- Gives back what a claim has open (p_jobs NULL: all of it) as lost or returned. The claim is named by its nonce too: a client that never got an
+-- answer knows only that. Gives the number of jobs.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.claim_give_back(p_ns smallint, p_claim bigint, p_outcome pawl.outcome, p_detail json) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_ordinal int;
+  v_n       int := 0;
+BEGIN
+  PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claim));
+  FOR v_ordinal IN SELECT o FROM unnest(pawl.claim_open(p_ns, p_claim)) r CROSS JOIN LATERAL generate_series(lower(r), upper(r) - 1) o LOOP
+    PERFORM pawl.attempt_end(p_ns, p_claim, v_ordinal, p_outcome, p_detail, NULL, NULL);
+    v_n := v_n + 1;
+  END LOOP;
+  RETURN v_n;
+END $$;
+-- +goose StatementEnd
+
+-- Gives up the claims that a session took under a nonce, if any: what a client calls when the reply to a claim was lost. The line's lock comes first,
+-- so that a claim still in flight under that nonce is waited for.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.abandon(p_ns smallint, p_session bigint, p_nonce bigint, p_queue int, p_priority smallint) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '10s' AS $$
+DECLARE
+  v_claim bigint;
+  v_n     int := 0;
+BEGIN
+  PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, p_queue, p_priority));
+  FOR v_claim IN SELECT c.id FROM pawl.session s JOIN pawl.claim c ON c.ns = p_ns AND c.session_id = s.id AND c.id >= s.claims_from
+      WHERE s.ns = p_ns AND s.id = p_session AND c.nonce = p_nonce ORDER BY c.id LOOP
+    v_n := v_n + pawl.claim_give_back(p_ns, v_claim, 'returned', NULL);
+  END LOOP;
+  RETURN v_n;
+END $$;
+-- +goose StatementEnd
+
+-- The heartbeat: prolongs the session and tells the process what it cannot know. alive false: it has ended. stray_*: claims older than a third of the
+-- ttl with jobs open that are not among p_held (a reply was lost). cancel_*: attempts that were asked to cancel.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.session_renew(p_ns smallint, p_session bigint, p_held bigint[],
+  OUT alive boolean, OUT stray_claims bigint[], OUT cancel_claims bigint[], OUT cancel_ordinals int[])
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '5s' AS $$
+DECLARE
+  c_claims_max CONSTANT int := 10000;  -- looked at in one beat; the next goes on from there
+  v_from  bigint;
+  v_ttl   interval;
+  c       record;
+  v_first bigint;
+  v_last  bigint;
+BEGIN
+  SELECT s.claims_from, s.ttl INTO v_from, v_ttl FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL;
+  alive := FOUND;
+  IF NOT alive THEN
+    RETURN;
+  END IF;
+  stray_claims := '{}';
+  FOR c IN SELECT x.id, x.claimed_at FROM pawl.claim x WHERE x.ns = p_ns AND x.session_id = p_session AND x.id >= v_from ORDER BY x.id LIMIT c_claims_max LOOP
+    v_last := c.id;
+    IF c.id = ANY (p_held) THEN
+      v_first := coalesce(v_first, c.id);
+    ELSIF NOT isempty(pawl.claim_open(p_ns, c.id)) THEN
+      v_first := coalesce(v_first, c.id);
+      IF c.claimed_at < clock_timestamp() - v_ttl / 3 THEN
+        stray_claims := stray_claims || c.id;
+      END IF;
+    END IF;
+  END LOOP;
+  -- Nothing open: from the last one seen on. It is kept, since a sequence's value may be handed out again after a crash.
+  UPDATE pawl.session s SET expires_at = clock_timestamp() + s.ttl, claims_from = coalesce(v_first, v_last, s.claims_from)
+    WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL;
+  alive := FOUND;
+  SELECT array_agg(x.claim_id), array_agg(x.ordinal) INTO cancel_claims, cancel_ordinals
+    FROM pawl.cancellation x WHERE x.ns = p_ns AND x.session_id = p_session AND x.claim_id >= coalesce(v_first, v_from);
+END $$;
+-- +goose StatementEnd
+
+-- +goose Down
+DROP FUNCTION pawl.session_renew, pawl.abandon, pawl.claim_give_back, pawl.finish_tx, pawl.claim_held, pawl.settle, pawl.claim_job, pawl.attempt_end,
+  pawl.job_again, pawl.backoff, pawl.finish, pawl.claim_open;

@@ -1,0 +1,207 @@
+-- +goose Up
+
+-- A job's attempts, oldest first: each place in line it ever had, the claim that covers it and the receipt that ended it.
+-- The covering claim is found by the line's positions, which only rise with the claims' ids: a binary search, then on through the claims
+-- that still list the row's transaction as a straggler.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.ready_claim(p_ns smallint, p_queue int, p_priority smallint, p_epoch smallint, p_xid xid8, p_ready bigint, p_job bigint,
+  OUT claim_id bigint, OUT ordinal int)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  c_walk_max CONSTANT int := 100000;
+  v_to   smallint;
+  v_low  bigint;
+  v_mid  bigint;
+  v_high bigint;
+  c      record;
+BEGIN
+  SELECT l.epoch INTO v_to FROM pawl.line l WHERE l.ns = p_ns AND l.queue_id = p_queue AND l.priority = p_priority;
+  FOR e IN p_epoch .. coalesce(v_to, p_epoch) LOOP
+    SELECT x.id INTO v_low FROM pawl.claim x
+      WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e ORDER BY x.id LIMIT 1;
+    SELECT x.* INTO c FROM pawl.claim x
+      WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e ORDER BY x.id DESC LIMIT 1;
+    CONTINUE WHEN c.id IS NULL OR (c.cursor_epoch, c.cursor_xid, c.cursor_id, c.cursor_taken) < (p_epoch, p_xid, p_ready, (p_job - p_ready + 1)::int);
+    v_high := c.id;
+    WHILE v_low < v_high LOOP  -- the first claim with an id from v_high on stands at or beyond the place, none below v_low does
+      v_mid := v_low + (v_high - v_low) / 2;
+      SELECT x.id, x.cursor_epoch, x.cursor_xid, x.cursor_id, x.cursor_taken INTO c FROM pawl.claim x
+        WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e AND x.id >= v_mid ORDER BY x.id LIMIT 1;
+      IF (c.cursor_epoch, c.cursor_xid, c.cursor_id, c.cursor_taken) < (p_epoch, p_xid, p_ready, (p_job - p_ready + 1)::int) THEN
+        v_low := c.id + 1;
+      ELSE
+        v_high := v_mid;
+      END IF;
+    END LOOP;
+    FOR c IN SELECT x.* FROM pawl.claim x
+        WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e AND x.id >= v_low ORDER BY x.id LIMIT c_walk_max LOOP
+      SELECT (u.before + p_job - u.first)::int INTO ordinal
+        FROM (
+          SELECT t.first, t.n, sum(t.n) OVER (ROWS UNBOUNDED PRECEDING) - t.n AS before
+          FROM ROWS FROM (unnest(c.job_ids), unnest(c.job_counts)) t(first, n)) u
+        WHERE p_job >= u.first AND p_job < u.first + u.n;
+      IF FOUND THEN
+        claim_id := c.id;
+        RETURN;
+      END IF;
+      EXIT WHEN c.late_xid IS NULL OR NOT p_xid = ANY (c.late_xid);
+    END LOOP;
+  END LOOP;
+END $$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
+CREATE FUNCTION pawl.job_attempts(p_ns smallint, p_job bigint)
+RETURNS TABLE (attempt smallint, epoch smallint, xid xid8, ready_id bigint, claim_id bigint, ordinal int, session_id bigint, claimed_at timestamptz,
+  outcome pawl.outcome, ended_at timestamptz, detail json)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  j pawl.job;
+BEGIN
+  SELECT b.* INTO j FROM pawl.job b WHERE b.ns = p_ns AND b.id = p_job;
+  RETURN QUERY
+    SELECT p.attempt, p.epoch, p.xid, p.job_id, c.claim_id, c.ordinal, k.session_id, k.claimed_at, r.outcome, r.at, r.detail
+    FROM (
+      (SELECT y.* FROM pawl.ready y
+        WHERE y.ns = p_ns AND y.queue_id = j.queue_id AND y.priority = j.priority AND y.epoch = j.epoch AND y.xid = j.xid AND y.job_id <= p_job AND NOT y.again
+        ORDER BY y.job_id DESC LIMIT 1)
+      UNION ALL
+      SELECT y.* FROM pawl.ready y WHERE y.ns = p_ns AND y.job_id = p_job AND y.again) p
+    LEFT JOIN LATERAL pawl.ready_claim(p_ns, p.queue_id, p.priority, p.epoch, p.xid, p.job_id, p_job) c ON true
+    LEFT JOIN pawl.claim k ON k.ns = p_ns AND k.id = c.claim_id
+    LEFT JOIN LATERAL (SELECT z.outcome, z.at, z.detail FROM pawl.receipt z WHERE z.ns = p_ns AND z.claim_id = c.claim_id AND z.jobs @> c.ordinal LIMIT 1) r ON true
+    WHERE p_job < p.job_id + p.jobs
+    ORDER BY p.attempt, coalesce(r.at, 'infinity'), k.claimed_at;
+END $$;
+-- +goose StatementEnd
+
+CREATE TYPE pawl.job_state AS ENUM ('scheduled', 'retrying', 'available', 'running', 'succeeded', 'discarded', 'cancelled');
+
+-- What a job is doing, derived from what was appended about it. state NULL: there is no such job. at: since when it is so (available, NULL) or
+-- when it ended; run_at of a scheduled one.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.job_state(p_ns smallint, p_job bigint,
+  OUT state pawl.job_state, OUT attempt smallint, OUT at timestamptz, OUT claim_id bigint, OUT ordinal int, OUT session_id bigint,
+  OUT epoch smallint, OUT xid xid8, OUT ready_id bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  a record;
+  c record;
+BEGIN
+  IF NOT EXISTS (SELECT FROM pawl.job b WHERE b.ns = p_ns AND b.id = p_job) THEN
+    RETURN;
+  END IF;
+  SELECT s.run_at, s.attempt INTO job_state.at, job_state.attempt FROM pawl.scheduled s WHERE s.ns = p_ns AND s.job_id = p_job;
+  IF FOUND THEN
+    state := CASE WHEN EXISTS (SELECT FROM pawl.job_attempts(p_ns, p_job)) THEN 'retrying' ELSE 'scheduled' END;
+    RETURN;
+  END IF;
+  FOR a IN SELECT x.* FROM pawl.job_attempts(p_ns, p_job) x LOOP
+    CONTINUE WHEN a.outcome IN ('failed', 'snoozed', 'returned', 'lost');
+    CONTINUE WHEN a.claim_id IS NULL
+      AND EXISTS (SELECT FROM pawl.cancellation k WHERE k.ns = p_ns AND k.job_id = p_job AND k.attempt = a.attempt);
+    state := CASE WHEN a.claim_id IS NULL THEN 'available' WHEN a.outcome IS NULL THEN 'running' ELSE a.outcome::text END::pawl.job_state;
+    attempt := a.attempt;
+    at := coalesce(a.ended_at, a.claimed_at);
+    claim_id := a.claim_id;
+    ordinal := a.ordinal;
+    session_id := a.session_id;
+    epoch := a.epoch;
+    xid := a.xid;
+    ready_id := a.ready_id;
+  END LOOP;
+  IF state IN ('available', 'running') THEN
+    RETURN;
+  END IF;
+  SELECT k.attempt, k.at INTO c FROM pawl.cancellation k WHERE k.ns = p_ns AND k.job_id = p_job AND k.claim_id IS NULL ORDER BY k.attempt DESC LIMIT 1;
+  IF FOUND AND (attempt IS NULL OR c.attempt > attempt) THEN
+    state := 'cancelled';
+    attempt := c.attempt;
+    at := c.at;
+  END IF;
+END $$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
+CREATE FUNCTION pawl.job_finished(p_ns smallint, p_job bigint) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN coalesce((SELECT s.state IN ('succeeded', 'discarded', 'cancelled') FROM pawl.job_state(p_ns, p_job) s), true);
+END $$;
+-- +goose StatementEnd
+
+-- Cancels a job, in the caller's transaction. was: what it was when this call looked, under the line's lock, so that no claim is in flight. scheduled, retrying or
+-- available: it is cancelled and will not run. running: its process is asked, and the receipt will tell; session_id is whom to hint. A finished one stays.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.job_cancel(p_ns smallint, p_job bigint, p_reason text, OUT was pawl.job_state, OUT session_id bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+DECLARE
+  j record;
+  s record;
+  v_attempt smallint;
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'pawl: a job is cancelled at READ COMMITTED' USING ERRCODE = 'PW005';
+  END IF;
+  SELECT b.queue_id, b.priority INTO j FROM pawl.job b WHERE b.ns = p_ns AND b.id = p_job;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, j.queue_id, j.priority));
+  DELETE FROM pawl.scheduled d WHERE d.ns = p_ns AND d.job_id = p_job RETURNING d.attempt INTO v_attempt;
+  IF FOUND THEN
+    was := 'scheduled';
+    INSERT INTO pawl.cancellation (ns, job_id, attempt, at, queue_id, priority, reason) VALUES (p_ns, p_job, v_attempt, clock_timestamp(), j.queue_id, j.priority, p_reason);
+    RETURN;
+  END IF;
+  SELECT x.* INTO s FROM pawl.job_state(p_ns, p_job) x;
+  was := s.state;
+  IF was = 'available' THEN
+    INSERT INTO pawl.cancellation (ns, job_id, attempt, at, queue_id, priority, epoch, xid, ready_id, reason)
+      VALUES (p_ns, p_job, s.attempt, clock_timestamp(), j.queue_id, j.priority, s.epoch, s.xid, s.ready_id, p_reason);
+  ELSIF was = 'running' THEN
+    session_id := s.session_id;
+    INSERT INTO pawl.cancellation (ns, job_id, attempt, at, queue_id, priority, claim_id, ordinal, session_id, reason)
+      VALUES (p_ns, p_job, s.attempt, clock_timestamp(), j.queue_id, j.priority, s.claim_id, s.ordinal, s.session_id, p_reason) ON CONFLICT DO NOTHING;
+  END IF;
+END $$;
+-- +goose StatementEnd
+
+-- Runs a job again now, in the caller's transaction. was as above: scheduled and retrying ones are moved to the line, finished ones get one attempt more;
+-- available and running ones are left alone. The line's lock keeps two retries apart.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.job_retry(p_ns smallint, p_job bigint, OUT was pawl.job_state)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+DECLARE
+  j record;
+  s record;
+  v_attempt smallint;
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'pawl: a job is retried at READ COMMITTED' USING ERRCODE = 'PW005';
+  END IF;
+  SELECT b.queue_id, b.priority INTO j FROM pawl.job b WHERE b.ns = p_ns AND b.id = p_job;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, j.queue_id, j.priority));
+  DELETE FROM pawl.scheduled d WHERE d.ns = p_ns AND d.job_id = p_job RETURNING d.attempt INTO v_attempt;
+  IF FOUND THEN
+    was := 'scheduled';
+    PERFORM pawl.job_again(p_ns, p_job, j.queue_id, j.priority, v_attempt);
+    RETURN;
+  END IF;
+  SELECT x.* INTO s FROM pawl.job_state(p_ns, p_job) x;
+  was := s.state;
+  IF was IN ('succeeded', 'discarded', 'cancelled') THEN
+    PERFORM pawl.job_again(p_ns, p_job, j.queue_id, j.priority, (s.attempt + 1)::smallint);
+  END IF;
+END $$;
+-- +goose StatementEnd
+
+-- +goose Down
+DROP FUNCTION pawl.job_retry, pawl.job_cancel, pawl.job_finished, pawl.job_state, pawl.job_attempts, pawl.ready_claim;
+DROP TYPE pawl.job_state;

@@ -1,0 +1,186 @@
+-- +goose Up
+
+-- What the sweeps did: one row a namespace and sweep. resumed_at: when it ran again after having been away.
+CREATE TABLE pawl.sweep (
+  ns         smallint    NOT NULL REFERENCES pawl.namespace,
+  name       text        NOT NULL,
+  ran_at     timestamptz NOT NULL,
+  resumed_at timestamptz NOT NULL,
+  took_ms    int         NOT NULL,
+  did        bigint      NOT NULL,
+  did_total  bigint      NOT NULL,
+  runs       bigint      NOT NULL,
+  error      text,
+  PRIMARY KEY (ns, name)
+) WITH (fillfactor = 50);
+
+-- Reports a run. A gap longer than p_away since the last one sets resumed_at: everyone gets one ttl from there.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.sweep_report(p_ns smallint, p_name text, p_started timestamptz, p_did bigint, p_error text, p_away interval DEFAULT '15 s') RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+BEGIN
+  INSERT INTO pawl.sweep (ns, name, ran_at, resumed_at, took_ms, did, did_total, runs, error)
+    VALUES (p_ns, p_name, clock_timestamp(), clock_timestamp(), extract(epoch FROM clock_timestamp() - p_started) * 1000, p_did, p_did, 1, p_error)
+  ON CONFLICT (ns, name) DO UPDATE SET
+    ran_at = EXCLUDED.ran_at, took_ms = EXCLUDED.took_ms, did = EXCLUDED.did, did_total = sweep.did_total + EXCLUDED.did, runs = sweep.runs + 1, error = EXCLUDED.error,
+    resumed_at = CASE WHEN sweep.ran_at < p_started - p_away THEN EXCLUDED.ran_at ELSE sweep.resumed_at END;
+END $$;
+-- +goose StatementEnd
+
+-- Whether this transaction is the one to run the sweep; the others skip.
+CREATE FUNCTION pawl.sweep_key(p_ns smallint, p_name text) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, 7006 + $1)';
+
+-- The sweep "sessions", first half: ends those whose time is over. p_grace: how long the sweep may have been away before everyone gets one ttl more.
+-- Gives the sessions that are ended and not yet rescued, to be passed to session_rescue one by one, each in a transaction of its own.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.sweep_sessions(p_ns smallint, p_limit int) RETURNS bigint[]
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+DECLARE
+  v_started timestamptz := clock_timestamp();
+  v_resumed timestamptz;
+  v_session bigint;
+  v_did     bigint := 0;
+BEGIN
+  IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'sessions')) THEN
+    RETURN NULL;
+  END IF;
+  SELECT CASE WHEN w.ran_at < v_started - interval '15 s' THEN v_started ELSE w.resumed_at END INTO v_resumed
+    FROM pawl.sweep w WHERE w.ns = p_ns AND w.name = 'sessions';
+  v_resumed := greatest(coalesce(v_resumed, v_started), pg_postmaster_start_time());
+  FOR v_session IN SELECT s.id FROM pawl.session s
+      WHERE s.ns = p_ns AND s.rescued_at IS NULL AND s.ended_at IS NULL AND s.expires_at < v_started AND v_resumed + s.ttl < v_started
+      ORDER BY s.id LIMIT p_limit LOOP
+    -- Busy: a claim of it is in flight; the next sweep finds it.
+    CONTINUE WHEN NOT pg_try_advisory_xact_lock(pawl.session_key(v_session));
+    UPDATE pawl.session s SET ended_at = clock_timestamp(), ended_why = 'expired'
+      WHERE s.ns = p_ns AND s.id = v_session AND s.ended_at IS NULL AND s.expires_at < clock_timestamp();
+    IF FOUND THEN
+      v_did := v_did + 1;
+    END IF;
+  END LOOP;
+  PERFORM pawl.sweep_report(p_ns, 'sessions', v_started, v_did, NULL);
+  RETURN ARRAY(SELECT s.id FROM pawl.session s WHERE s.ns = p_ns AND s.rescued_at IS NULL AND s.ended_at IS NOT NULL ORDER BY s.id LIMIT p_limit);
+END $$;
+-- +goose StatementEnd
+
+-- Puts back in line what an ended session had open, up to p_limit claims of it; its end was committed before, so nothing comes after what is read here.
+-- left: claims remain, call again. Safe to run anywhere, any number of times.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.session_rescue(p_ns smallint, p_session bigint, p_limit int, OUT jobs int, OUT left_over boolean)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '2s' AS $$
+DECLARE
+  v_detail json;
+  v_from   bigint;
+  v_claim  bigint;
+  v_n      int := 0;
+BEGIN
+  jobs := 0;
+  left_over := false;
+  PERFORM pg_advisory_xact_lock(pawl.session_key(p_session));
+  SELECT s.claims_from, json_build_object('error', format('session %s of %s (%s, pid %s) ended: %s', s.id, s.name, s.host, s.pid, s.ended_why))
+    INTO v_from, v_detail
+    FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NOT NULL AND s.rescued_at IS NULL;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  FOR v_claim IN SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND c.id >= v_from ORDER BY c.id LIMIT p_limit LOOP
+    jobs := jobs + pawl.claim_give_back(p_ns, v_claim, 'lost', v_detail);
+    v_n := v_n + 1;
+  END LOOP;
+  left_over := v_n = p_limit;
+  UPDATE pawl.session s SET claims_from = coalesce(v_claim + 1, s.claims_from), rescued_at = CASE WHEN NOT left_over THEN clock_timestamp() END
+    WHERE s.ns = p_ns AND s.id = p_session;
+END $$;
+-- +goose StatementEnd
+
+-- The sweep "due": moves up to p_limit due jobs to the line, in the order of their time, from p_from on (NULL: from the front; a job scheduled by a transaction that
+-- committed after its time is found only so). Gives the queues that got work and how long until the next job is due (NULL: none is waiting).
+-- moved NULL: another node is at it.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.sweep_due(p_ns smallint, p_from timestamptz, p_limit int, OUT moved int, OUT queue_ids int[], OUT next_in interval, OUT moved_to timestamptz)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '2s' AS $$
+DECLARE
+  v_now  timestamptz := clock_timestamp();
+  v_from timestamptz := coalesce(p_from, '-infinity');
+BEGIN
+  IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'due')) THEN
+    RETURN;
+  END IF;
+  WITH due AS (
+    DELETE FROM pawl.scheduled s
+    WHERE s.ns = p_ns AND s.job_id = ANY (ARRAY(
+      SELECT d.job_id FROM pawl.scheduled d WHERE d.ns = p_ns AND d.run_at >= v_from AND d.run_at <= v_now
+      ORDER BY d.run_at, d.job_id LIMIT p_limit FOR UPDATE SKIP LOCKED))
+    RETURNING s.*),
+  lined AS (
+    INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)
+      SELECT pg_current_xact_id(), d.job_id, 1, d.queue_id, p_ns, d.priority, l.epoch, d.attempt, true
+      FROM due d JOIN pawl.line l ON l.ns = p_ns AND l.queue_id = d.queue_id AND l.priority = d.priority)
+  SELECT count(*), array_agg(DISTINCT d.queue_id), max(d.run_at) INTO moved, queue_ids, moved_to FROM due d;
+  PERFORM pawl.raise_moved(q.name) FROM unnest(queue_ids) k JOIN pawl.line l ON l.ns = p_ns AND l.queue_id = k JOIN pawl.queue q ON q.ns = p_ns AND q.id = k
+    WHERE l.cluster <> coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster());
+  SELECT d.run_at - clock_timestamp() INTO next_in FROM pawl.scheduled d
+    WHERE d.ns = p_ns AND d.run_at >= coalesce(moved_to, v_from) ORDER BY d.run_at LIMIT 1;
+END $$;
+-- +goose StatementEnd
+
+-- The sweep "dedupe": removes keys whose time or job is over, up to p_limit. What an enqueue took anew meanwhile is locked or seen changed, and stays.
+-- p_after: goes on behind this key (kind, key), so that a round passes over all of them; last_* NULL: the round is done.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.sweep_dedupe(p_ns smallint, p_after_kind text, p_after_key text, p_limit int, OUT removed int, OUT last_kind text, OUT last_key text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '2s' AS $$
+DECLARE
+  d   record;
+  v_n int := 0;
+BEGIN
+  removed := 0;
+  IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'dedupe')) THEN
+    RETURN;
+  END IF;
+  FOR d IN SELECT x.kind, x.key, x.job_id FROM pawl.dedupe x WHERE x.ns = p_ns AND (x.kind, x.key) > (coalesce(p_after_kind, ''), coalesce(p_after_key, ''))
+      ORDER BY x.kind, x.key LIMIT p_limit FOR UPDATE SKIP LOCKED LOOP
+    v_n := v_n + 1;
+    last_kind := d.kind;
+    last_key := d.key;
+    DELETE FROM pawl.dedupe x WHERE x.ns = p_ns AND x.kind = d.kind AND x.key = d.key AND x.job_id = d.job_id
+      AND (x.until < clock_timestamp() OR x.until IS NULL AND pawl.job_finished(p_ns, x.job_id));
+    IF FOUND THEN
+      removed := removed + 1;
+    END IF;
+  END LOOP;
+  IF v_n < p_limit THEN
+    last_kind := NULL;
+    last_key := NULL;
+  END IF;
+END $$;
+-- +goose StatementEnd
+
+-- After a dump and restore, a copy or pg_upgrade: takes each line of another cluster home. Its newest claim's position becomes its base, its epoch counts up,
+-- and rows of earlier epochs count as settled. No Pawl process may run meanwhile in the old place. Gives the number of lines.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.rebase(p_ns smallint) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  k         record;
+  l         record;
+  v_cluster bigint := pawl.cluster();
+  v_n       int := 0;
+BEGIN
+  FOR k IN SELECT x.queue_id, x.priority FROM pawl.line x WHERE x.ns = p_ns AND x.cluster <> v_cluster ORDER BY x.queue_id, x.priority LOOP
+    PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, k.queue_id, k.priority));
+    SELECT p.* INTO l FROM pawl.line_position(p_ns, k.queue_id, k.priority) p;
+    UPDATE pawl.line x SET epoch = x.epoch + 1, cluster = v_cluster, base_epoch = l.c_epoch, base_xid = l.c_xid, base_id = l.c_id, base_taken = l.c_taken,
+        base_late_xid = l.late_xid, base_late_id = l.late_id, base_late_taken = l.late_taken
+      WHERE x.ns = p_ns AND x.queue_id = k.queue_id AND x.priority = k.priority AND x.cluster <> v_cluster;
+    IF FOUND THEN
+      v_n := v_n + 1;
+    END IF;
+  END LOOP;
+  RETURN v_n;
+END $$;
+-- +goose StatementEnd
+
+-- +goose Down
+DROP FUNCTION pawl.rebase, pawl.sweep_dedupe, pawl.sweep_due, pawl.session_rescue, pawl.sweep_sessions, pawl.sweep_key, pawl.sweep_report;
+DROP TABLE pawl.sweep;
