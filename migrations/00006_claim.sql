@@ -87,7 +87,7 @@ END $$;
 CREATE FUNCTION pawl.claim(p_ns smallint, p_session bigint, p_nonce bigint, p_queue int, p_priority smallint, p_limit int,
   OUT claim_id bigint, OUT jobs int)
 LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '10s' AS $$
 DECLARE
   l         record;
   t         record;

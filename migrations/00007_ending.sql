@@ -135,13 +135,13 @@ END $$;
 -- +goose StatementEnd
 
 -- Ends attempts of any outcome, in one transaction: parallel arrays, one element an attempt, claims in ascending order. Gives for each the outcome that
--- counted (see attempt_end), NULL where the attempt was lost to this session. delays_ms NULL: by the job's backoff (at once for the rest).
+-- counted (see attempt_end), '' where the attempt was lost to this session. delays_ms negative or NULL: by the job's backoff (at once for the rest).
 -- +goose StatementBegin
 CREATE FUNCTION pawl.settle(p_ns smallint, p_session bigint, p_claims bigint[], p_nonces bigint[], p_ordinals int[], p_outcomes pawl.outcome[],
-  p_details json[], p_delays_ms bigint[], p_results json[]) RETURNS pawl.outcome[]
+  p_details json[], p_delays_ms bigint[], p_results json[]) RETURNS text[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-  v_counted pawl.outcome[];
+  v_counted text[];
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'pawl: an attempt is ended at READ COMMITTED' USING ERRCODE = 'PW005';
@@ -151,9 +151,9 @@ BEGIN
   END LOOP;
   FOR i IN 1 .. cardinality(p_claims) LOOP
     IF pawl.claim_held(p_ns, p_session, p_claims[i], p_nonces[i], p_ordinals[i]) THEN
-      v_counted[i] := pawl.attempt_end(p_ns, p_claims[i], p_ordinals[i], p_outcomes[i], p_details[i], make_interval(secs => p_delays_ms[i] / 1000.0), p_results[i]);
+      v_counted[i] := pawl.attempt_end(p_ns, p_claims[i], p_ordinals[i], p_outcomes[i], p_details[i], CASE WHEN p_delays_ms[i] >= 0 THEN make_interval(secs => p_delays_ms[i] / 1000.0) END, p_results[i]);
     ELSE
-      v_counted[i] := NULL;
+      v_counted[i] := '';
     END IF;
   END LOOP;
   RETURN v_counted;

@@ -202,6 +202,44 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- What waits in each queue, by name behind p_after. available is counted up to p_available_max a line; oldest_s is the age of the first job in line.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.queue_depths(p_ns smallint, p_after text, p_limit int, p_available_max int)
+RETURNS TABLE (name text, paused_at timestamptz, created_at timestamptz, available bigint, scheduled bigint, oldest_s float8)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+  q record;
+  k record;
+  l record;
+  t record;
+BEGIN
+  FOR q IN SELECT x.id, x.name, x.paused_at, x.created_at FROM pawl.queue x WHERE x.ns = p_ns AND x.name > p_after ORDER BY x.name LIMIT p_limit LOOP
+    name := q.name;
+    paused_at := q.paused_at;
+    created_at := q.created_at;
+    available := 0;
+    oldest_s := 0;
+    SELECT count(*) INTO scheduled FROM (SELECT FROM pawl.scheduled d WHERE d.ns = p_ns AND d.queue_id = q.id LIMIT p_available_max) d;
+    FOR k IN SELECT x.priority FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = q.id ORDER BY x.priority LOOP
+      SELECT p.* INTO l FROM pawl.line_position(p_ns, q.id, k.priority) p;
+      FOR e IN l.c_epoch .. l.epoch LOOP
+        SELECT x.* INTO t FROM pawl.line_take(p_ns, q.id, k.priority, e::smallint,
+          CASE WHEN e = l.c_epoch THEN l.c_xid ELSE '0' END, CASE WHEN e = l.c_epoch THEN l.c_id ELSE 0 END, CASE WHEN e = l.c_epoch THEN l.c_taken ELSE 0 END,
+          '18446744073709551615', NULL, p_available_max) x;
+        available := available + t.jobs;
+        SELECT greatest(oldest_s, extract(epoch FROM clock_timestamp() - j.created_at)) INTO oldest_s
+          FROM (SELECT coalesce(t.job_ids[1], 0) AS id) f LEFT JOIN pawl.job j ON j.ns = p_ns AND j.id = f.id;
+      END LOOP;
+      FOR i IN 1 .. coalesce(cardinality(l.late_xid), 0) LOOP
+        SELECT x.* INTO t FROM pawl.line_take(p_ns, q.id, k.priority, l.c_epoch, l.late_xid[i], l.late_id[i], l.late_taken[i], l.late_xid[i], NULL, p_available_max) x;
+        available := available + t.jobs;
+      END LOOP;
+    END LOOP;
+    RETURN NEXT;
+  END LOOP;
+END $$;
+-- +goose StatementEnd
+
 -- +goose Down
-DROP FUNCTION pawl.job_retry, pawl.job_cancel, pawl.job_finished, pawl.job_state, pawl.job_attempts, pawl.ready_claim;
+DROP FUNCTION pawl.queue_depths, pawl.job_retry, pawl.job_cancel, pawl.job_finished, pawl.job_state, pawl.job_attempts, pawl.ready_claim;
 DROP TYPE pawl.job_state;

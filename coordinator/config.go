@@ -1,0 +1,78 @@
+package coordinator
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// Config configures a coordinator. Its zero value works.
+type Config struct {
+	// Namespace is the number of the namespace. Default: 1, "default".
+	Namespace int16
+	// Specs overrides when sweeps run, by name: five fields, six with seconds, or a descriptor such as "@every 5s", as robfig/cron reads them.
+	// None can be left out. Defaults: SweepSpecs.
+	Specs map[string]string
+	// DueMax is how long, at most, the due sweep waits when it knows of nothing due earlier. Default: 1 s.
+	DueMax time.Duration
+	// Logger receives what the sweeps did. Default: none.
+	Logger *slog.Logger
+}
+
+// The names of the sweeps.
+const (
+	SweepSessions   = "sessions"   // ends expired sessions and puts what they held back in line
+	SweepDue        = "due"        // moves scheduled jobs whose time has come to the line
+	SweepDedupe     = "dedupe"     // removes dedupe keys whose job or window is over
+	SweepPartitions = "partitions" // makes the hot tables' next ranges
+)
+
+// SweepSpecs are the default times of the sweeps that run by the clock. The due sweep has none: it runs at the next due time.
+var SweepSpecs = map[string]string{
+	SweepSessions:   "@every 5s",
+	SweepDedupe:     "@every 1m",
+	SweepPartitions: "@every 1m",
+}
+
+func (c Config) withDefaults() Config {
+	if c.Namespace == 0 {
+		c.Namespace = 1
+	}
+	if c.DueMax == 0 {
+		c.DueMax = time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	specs := map[string]string{}
+	for name, spec := range SweepSpecs {
+		specs[name] = spec
+		if own := c.Specs[name]; own != "" {
+			specs[name] = own
+		}
+	}
+	for name, spec := range c.Specs {
+		specs[name] = spec // also unknown ones, for validate to name
+	}
+	c.Specs = specs
+	return c
+}
+
+// validate reports all faults at once.
+func (c Config) validate() error {
+	var faults []error
+	for name, spec := range c.Specs {
+		if _, ok := SweepSpecs[name]; !ok {
+			faults = append(faults, fmt.Errorf("coordinator: there is no sweep %q with a time of its own", name))
+			continue
+		}
+		if _, err := parser.Parse(spec); err != nil {
+			faults = append(faults, fmt.Errorf("coordinator: sweep %q: %w", name, err))
+		}
+	}
+	if c.DueMax < 10*time.Millisecond {
+		faults = append(faults, fmt.Errorf("coordinator: DueMax of %s is below 10 ms", c.DueMax))
+	}
+	return errors.Join(faults...)
+}

@@ -1,0 +1,43 @@
+package job
+
+import (
+	"context"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/coordinator/session"
+	"github.com/pawl-dev/pawl/db"
+)
+
+// HintInterval is how often, at most, enqueues of one definition in one process send a hint: NOTIFY serialises the commits that carry one.
+const HintInterval = 20 * time.Millisecond
+
+// hinter sends hints after enqueues that committed by themselves. A hint that fails is only a later start.
+type hinter struct{ last atomic.Int64 }
+
+func (h *hinter) enqueued(ctx context.Context, on DB, o *options) {
+	if _, ok := on.(*pgxpool.Pool); !ok {
+		return // not committed, or not ours to commit
+	}
+	now, last := session.Monotonic(), h.last.Load()
+	if last != 0 && now-last < int64(HintInterval) || !h.last.CompareAndSwap(last, now) {
+		return
+	}
+	payload := "n" + o.queue
+	if o.runAt != nil {
+		payload = "due"
+	}
+	_ = db.New(on).SendHint(ctx, db.SendHintParams{Channel: session.Channel(o.namespace), Payload: payload})
+}
+
+// Hint wakes the workers of a queue. In a transaction it is sent by the commit, which then waits for every other commit that sends one.
+func Hint(ctx context.Context, on DB, ns int16, queue string) error {
+	return db.New(on).SendHint(ctx, db.SendHintParams{Channel: session.Channel(ns), Payload: "n" + queue})
+}
+
+func hintSession(ctx context.Context, on DB, ns int16, id int64) {
+	_ = db.New(on).SendHint(ctx, db.SendHintParams{Channel: session.Channel(ns), Payload: "s" + strconv.FormatInt(id, 10)})
+}

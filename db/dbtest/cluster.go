@@ -1,0 +1,166 @@
+package dbtest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pawl-dev/pawl/db/devpg"
+)
+
+// urlEnv names the variable that holds the URL of a server to use.
+const urlEnv = "PAWL_TEST_DATABASE_URL"
+
+// cluster is a server on which tests get their databases.
+type cluster struct {
+	adminURL string
+	server   *devpg.Server // nil if the server was given by URL
+	template string        // the database that is cloned
+	strategy string        // how, a clause of CREATE DATABASE
+}
+
+// running is the cluster of this test binary. There is no other place for it:
+// tests do not know of each other.
+var running struct {
+	sync.Mutex
+	cluster *cluster
+}
+
+// current returns the cluster of this test binary, and starts it when it is
+// first asked for, and again if the server has died.
+func current(ctx context.Context) (*cluster, error) {
+	running.Lock()
+	defer running.Unlock()
+	if c := running.cluster; c != nil {
+		if !c.ended() {
+			return c, nil
+		}
+		if err := c.server.Stop(ctx); err != nil { // it has ended; this removes its directory
+			return nil, err
+		}
+	}
+	c, err := startCluster(ctx)
+	if err != nil {
+		return nil, err
+	}
+	running.cluster = c
+	return c, nil
+}
+
+func (c *cluster) ended() bool {
+	if c.server == nil {
+		return false
+	}
+	select {
+	case <-c.server.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+func startCluster(ctx context.Context) (*cluster, error) {
+	name, err := templateName()
+	if err != nil {
+		return nil, err
+	}
+	c := &cluster{adminURL: os.Getenv(urlEnv), template: name}
+	if c.adminURL == "" {
+		if c.server, err = startFromTemplate(ctx, name, devpg.Config{Temporary: true}); err != nil {
+			return nil, err
+		}
+		c.adminURL = c.server.URL("postgres")
+	}
+	return c, c.open(ctx)
+}
+
+// open looks how the server clones databases, and makes the template if the
+// server does not have it.
+func (c *cluster) open(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, c.adminURL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var version int
+	if err := conn.QueryRow(ctx, "SELECT pg_catalog.current_setting('server_version_num')::int").Scan(&version); err != nil {
+		return err
+	}
+	if version >= 150000 { // older ones know no other way
+		c.strategy = " STRATEGY FILE_COPY"
+	}
+	return ensureTemplate(ctx, conn, c)
+}
+
+// url returns the URL of another database on the same server.
+func (c *cluster) url(database string) string {
+	u, err := url.Parse(c.adminURL)
+	if err != nil || u.Scheme == "" { // keywords and values: the last one counts
+		return c.adminURL + " dbname=" + database
+	}
+	u.Path = "/" + database
+	return u.String()
+}
+
+// create makes a database and returns its name.
+func (c *cluster) create(ctx context.Context, migrated bool) (string, error) {
+	conn, err := pgx.Connect(ctx, c.adminURL)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	template := "template0"
+	if migrated {
+		template = c.template
+	}
+	name := fmt.Sprintf("pawl_test_%d_%s", os.Getpid(), strings.ToLower(rand.Text()[:10]))
+	return name, c.clone(ctx, conn, template, name)
+}
+
+func (c *cluster) clone(ctx context.Context, conn *pgx.Conn, template, name string) error {
+	sql := "CREATE DATABASE " + quote(name) + " TEMPLATE " + quote(template) + c.strategy
+	if _, err := conn.Exec(ctx, sql); err != nil {
+		return fmt.Errorf("create database from %s: %w", template, err)
+	}
+	return nil
+}
+
+func (c *cluster) drop(ctx context.Context, name string) error {
+	if c.ended() {
+		return nil // with all that was on it
+	}
+	conn, err := pgx.Connect(ctx, c.adminURL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	_, err = conn.Exec(ctx, "DROP DATABASE IF EXISTS "+quote(name)+" WITH (FORCE)")
+	return err
+}
+
+// keep keeps the server's directory beyond this run, and returns how to get at
+// it.
+func (c *cluster) keep() string {
+	if c.server == nil {
+		return ""
+	}
+	return keepServer(c.server)
+}
+
+// keepServer keeps the directory of a server, and says how to start it again.
+func keepServer(s *devpg.Server) string {
+	if err := s.Keep(); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Sprintf(" until this binary ends: %v", err)
+	}
+	return fmt.Sprintf("; the server ends with this binary, as the owner of its data start it again with: %s/postgres -D %s -k %s -c listen_addresses=",
+		s.BinDir(), s.DataDir(), s.SocketDir())
+}
+
+func quote(name string) string { return pgx.Identifier{name}.Sanitize() }

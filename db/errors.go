@@ -1,0 +1,46 @@
+package db
+
+import (
+	"errors"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// The SQLSTATEs that Pawl's functions raise.
+const (
+	CodeLost            = "PW001" // the attempt was lost: its session ended or it was ended before
+	CodePayloadTooLarge = "PW002" // args exceed what the queue allows
+	CodeMoved           = "PW003" // the database was moved to another cluster
+	CodeSessionEnded    = "PW004" // the session has ended
+	CodeMisuse          = "PW005" // a transaction of its own, or READ COMMITTED, is needed
+)
+
+// Code returns the SQLSTATE of err, or "" if Postgres did not raise it.
+func Code(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}
+
+// Message returns what Postgres said, with its hint, or err's own text.
+func Message(err error) string {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return err.Error()
+	}
+	if pg.Hint != "" {
+		return pg.Message + ". " + pg.Hint
+	}
+	return pg.Message
+}
+
+// IsUnmigrated tells that the schema pawl, or something in it, does not exist.
+func IsUnmigrated(err error) bool {
+	switch Code(err) {
+	case "3F000", "42P01", "42883":
+		return true
+	}
+	return false
+}

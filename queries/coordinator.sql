@@ -1,0 +1,30 @@
+-- name: SweepSessions :one
+-- Sessions that have ended and wait for their rescue. did false: another node is at it.
+SELECT (s IS NOT NULL)::boolean AS did, coalesce(s, '{}')::bigint[] AS ended FROM pawl.sweep_sessions(@ns::smallint, @limit_rows::int) s;
+
+-- name: RescueSession :one
+SELECT jobs::int AS jobs, left_over::boolean AS left_over FROM pawl.session_rescue(@ns::smallint, @session_id::bigint, @claims_max::int);
+
+-- name: SweepDue :one
+-- moved -1: another node is at it. next_in_ms -1: nothing is scheduled.
+SELECT coalesce(moved, -1)::int AS moved, queue_ids::int[] AS queue_ids, coalesce(extract(epoch FROM next_in) * 1000, -1)::float8 AS next_in_ms, moved_to
+FROM pawl.sweep_due(@ns::smallint, sqlc.narg(from_at)::timestamptz, @limit_rows::int);
+
+-- name: SweepDedupe :one
+SELECT removed::int AS removed, coalesce(last_kind, '')::text AS last_kind, coalesce(last_key, '')::text AS last_key
+FROM pawl.sweep_dedupe(@ns::smallint, @after_kind::text, @after_key::text, @limit_rows::int);
+
+-- name: SweepPartitions :one
+SELECT pawl.partition_ahead()::int AS made;
+
+-- name: ReportSweep :exec
+SELECT pawl.sweep_report(@ns::smallint, @name::text, clock_timestamp() - @took::interval, @did::bigint, sqlc.narg(error)::text);
+
+-- name: ListSweeps :many
+SELECT w.name, w.ran_at, w.took_ms, w.did, w.did_total, w.runs, w.error FROM pawl.sweep w WHERE w.ns = @ns::smallint ORDER BY w.name LIMIT 100;
+
+-- name: RebaseLines :one
+SELECT pawl.rebase(@ns::smallint)::int AS lines;
+
+-- name: ListQueueNames :many
+SELECT q.name FROM pawl.queue q WHERE q.ns = @ns::smallint AND q.id = ANY (@queue_ids::int[]) ORDER BY q.name LIMIT 10000;
