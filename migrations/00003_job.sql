@@ -1,6 +1,7 @@
 -- +goose Up
 
--- Ids of a batch are one block: contiguous ids make a batch one row of the line and its bodies one range of the index.
+-- One draw an enqueue; its jobs have the ids draw * 1024 and following. Contiguous ids make a batch one row of the line and its bodies one range of
+-- the index, and a draw for a whole batch needs no lock. 2^53 draws fit.
 CREATE SEQUENCE pawl.job_id;
 
 -- A job's body, never updated. xid and epoch are those of its first place in line (NULL: it was scheduled first).

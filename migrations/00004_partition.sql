@@ -21,7 +21,7 @@ DECLARE
 BEGIN
   CASE p_parent
     WHEN 'ready' THEN RETURN pg_snapshot_xmax(pg_current_snapshot())::text::numeric;
-    WHEN 'job', 'result' THEN SELECT last_value INTO v_at FROM pawl.job_id;
+    WHEN 'job', 'result' THEN SELECT last_value << 10 INTO v_at FROM pawl.job_id;
     WHEN 'claim', 'receipt' THEN SELECT last_value INTO v_at FROM pawl.claim_id_seq;
   END CASE;
   RETURN v_at;
@@ -29,7 +29,8 @@ END $$;
 -- +goose StatementEnd
 
 -- Makes ranges until each table has a whole one, and two hours of its recent rate, ahead of where it stands. A range holds about six
--- hours of work: 10,000,000 ids at least and 100,000,000 at most (xids: ten times that, since every transaction of the cluster uses them).
+-- hours of work: 10,000,000 draws of its
+-- sequence at least and 100,000,000 at most (xids: ten times that, since every transaction of the cluster uses them).
 -- Made loose and attached: CREATE … PARTITION OF would lock the parent against every enqueue while any reader is open.
 -- Safe on any number of nodes (the second skips); gives the number of ranges made.
 -- +goose StatementBegin
@@ -55,7 +56,7 @@ BEGIN
   END IF;
   FOREACH v_parent IN ARRAY ARRAY['job', 'result', 'ready', 'claim', 'receipt'] LOOP
     v_at := pawl.partition_position(v_parent);
-    v_unit := CASE v_parent WHEN 'ready' THEN 10 ELSE 1 END;
+    v_unit := CASE v_parent WHEN 'ready' THEN 10 WHEN 'job' THEN 1024 WHEN 'result' THEN 1024 ELSE 1 END;
     LOOP
       SELECT * INTO v_last FROM pawl.partition p WHERE p.parent = v_parent ORDER BY p.range_from DESC LIMIT 1;
       v_rate := coalesce(greatest(v_at - v_last.position_at, 0) / greatest(extract(epoch FROM clock_timestamp() - v_last.created_at), 60), 0);

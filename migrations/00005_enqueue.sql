@@ -1,20 +1,5 @@
 -- +goose Up
 
--- A block of ids, the first of them. setval after nextval is not one step, hence the lock, held for these three calls in one
--- expression list (nothing between them can be interrupted); single enqueues hold it shared.
--- +goose StatementBegin
-CREATE FUNCTION pawl.job_ids(p_n int) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  v_last bigint;
-BEGIN
-  SELECT s.last INTO v_last FROM (
-    SELECT pg_advisory_lock(1885435756, 1), setval('pawl.job_id', nextval('pawl.job_id') + p_n - 1) AS last, pg_advisory_unlock(1885435756, 1)
-    OFFSET 0) s;
-  RETURN v_last - p_n + 1;
-END $$;
--- +goose StatementEnd
-
 -- Takes a dedupe key for p_job. Gives the id of the unfinished job that has it (NULL: p_job has it now). The key's row is locked
 -- first and its job looked at in a later statement.
 -- +goose StatementBegin
@@ -74,8 +59,7 @@ BEGIN
     RAISE EXCEPTION 'pawl: args of % bytes exceed the % allowed in queue %', octet_length(p_args::text), v_max, p_queue
       USING ERRCODE = 'PW002', HINT = 'Store the payload elsewhere and enqueue its key, or raise payload_bytes_max of the queue.';
   END IF;
-  SELECT s.id INTO enqueue.id FROM (
-    SELECT pg_advisory_lock_shared(1885435756, 1), nextval('pawl.job_id') AS id, pg_advisory_unlock_shared(1885435756, 1) OFFSET 0) s;
+  enqueue.id := nextval('pawl.job_id') << 10;
   duplicate := false;
   IF p_dedupe_key IS NOT NULL THEN
     v_other := pawl.dedupe_take(p_ns, p_kind, p_dedupe_key, p_dedupe_window, enqueue.id);
@@ -120,6 +104,8 @@ DECLARE
   v_longest int;
   v_xid     xid8;
   v_other   bigint;
+  v_key     text;
+  v_first   bigint;
   k         record;
 BEGIN
   IF v_n NOT BETWEEN 1 AND 1000 THEN
@@ -142,12 +128,18 @@ BEGIN
     RAISE EXCEPTION 'pawl: args of % bytes exceed the % allowed in queue %', v_longest, v_max, p_queue
       USING ERRCODE = 'PW002', HINT = 'Store the payload elsewhere and enqueue its key, or raise payload_bytes_max of the queue.';
   END IF;
-  first_id := pawl.job_ids(v_n);
+  first_id := nextval('pawl.job_id') << 10;
   IF p_dedupe_keys IS NOT NULL THEN
     ids := ARRAY(SELECT first_id + i FROM generate_series(0, v_n - 1) i);
     duplicates := array_fill(false, ARRAY[v_n]);
     FOR k IN SELECT t.key, t.i::int AS i FROM unnest(p_dedupe_keys) WITH ORDINALITY t(key, i) WHERE t.key IS NOT NULL ORDER BY t.key, t.i LOOP
-      v_other := pawl.dedupe_take(p_ns, p_kind, k.key, p_dedupe_window, ids[k.i]);
+      IF k.key = v_key THEN
+        v_other := v_first;  -- twice in this batch
+      ELSE
+        v_other := pawl.dedupe_take(p_ns, p_kind, k.key, p_dedupe_window, ids[k.i]);
+        v_key := k.key;
+        v_first := coalesce(v_other, ids[k.i]);
+      END IF;
       IF v_other IS NOT NULL THEN
         ids[k.i] := v_other;
         duplicates[k.i] := true;
@@ -179,4 +171,4 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.enqueue_many, pawl.enqueue, pawl.dedupe_take, pawl.job_ids;
+DROP FUNCTION pawl.enqueue_many, pawl.enqueue, pawl.dedupe_take;

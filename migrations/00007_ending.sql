@@ -9,7 +9,7 @@ DECLARE
   v_open int4multirange;
 BEGIN
   SELECT int4multirange(int4range(0, c.jobs)) * coalesce(p_jobs, int4multirange(int4range(0, c.jobs)))
-      - coalesce((SELECT range_agg(r.jobs) FROM pawl.receipt r WHERE r.ns = p_ns AND r.claim_id = p_claim), '{}')
+      - coalesce((SELECT range_agg(u) FROM pawl.receipt r CROSS JOIN LATERAL unnest(r.jobs) u WHERE r.ns = p_ns AND r.claim_id = p_claim), '{}')
     INTO v_open FROM pawl.claim c WHERE c.ns = p_ns AND c.id = p_claim;
   RETURN coalesce(v_open, '{}');
 END $$;
@@ -32,7 +32,7 @@ BEGIN
   END LOOP;
   -- A new statement: its snapshot has every receipt that was committed under the locks.
   SELECT array_agg(coalesce(
-        t.jobs * int4multirange(int4range(0, c.jobs)) - coalesce((SELECT range_agg(r.jobs) FROM pawl.receipt r WHERE r.ns = p_ns AND r.claim_id = t.claim_id), '{}'),
+        t.jobs * int4multirange(int4range(0, c.jobs)) - coalesce((SELECT range_agg(u) FROM pawl.receipt r CROSS JOIN LATERAL unnest(r.jobs) u WHERE r.ns = p_ns AND r.claim_id = t.claim_id), '{}'),
         '{}') ORDER BY t.i)
     INTO v_good
     FROM ROWS FROM (unnest(p_claims), unnest(p_nonces), unnest(p_jobs)) WITH ORDINALITY t(claim_id, nonce, jobs, i)
@@ -236,6 +236,7 @@ DECLARE
   c_claims_max CONSTANT int := 10000;  -- looked at in one beat; the next goes on from there
   v_from  bigint;
   v_ttl   interval;
+  v_quiet boolean;
   c       record;
   v_first bigint;
   v_last  bigint;
@@ -245,6 +246,8 @@ BEGIN
   IF NOT alive THEN
     RETURN;
   END IF;
+  -- Claims of several lines commit out of the order of their ids. claims_from moves only while none is in flight, else it could pass one.
+  v_quiet := pg_try_advisory_xact_lock(pawl.session_key(p_session));
   stray_claims := '{}';
   FOR c IN SELECT x.id, x.claimed_at FROM pawl.claim x WHERE x.ns = p_ns AND x.session_id = p_session AND x.id >= v_from ORDER BY x.id LIMIT c_claims_max LOOP
     v_last := c.id;
@@ -258,7 +261,7 @@ BEGIN
     END IF;
   END LOOP;
   -- Nothing open: from the last one seen on. It is kept, since a sequence's value may be handed out again after a crash.
-  UPDATE pawl.session s SET expires_at = clock_timestamp() + s.ttl, claims_from = coalesce(v_first, v_last, s.claims_from)
+  UPDATE pawl.session s SET expires_at = clock_timestamp() + s.ttl, claims_from = CASE WHEN v_quiet THEN coalesce(v_first, v_last, s.claims_from) ELSE s.claims_from END
     WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL;
   alive := FOUND;
   SELECT array_agg(x.claim_id), array_agg(x.ordinal) INTO cancel_claims, cancel_ordinals
