@@ -1,5 +1,17 @@
 -- +goose Up
 
+-- What is checked under a lock is read in a later statement, which must see what was committed meanwhile.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.require_read_committed() RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RAISE EXCEPTION 'pawl: this needs a READ COMMITTED transaction, not %', upper(current_setting('transaction_isolation')) USING ERRCODE = 'PW005',
+      HINT = 'Begin the transaction so, or set default_transaction_isolation of the role or database to ''read committed''.';
+  END IF;
+END $$;
+-- +goose StatementEnd
+
 -- The ordinals of a claim that have no receipt yet, among p_jobs (NULL: all).
 -- +goose StatementBegin
 CREATE FUNCTION pawl.claim_open(p_ns smallint, p_claim bigint, p_jobs int4multirange DEFAULT NULL) RETURNS int4multirange
@@ -24,16 +36,16 @@ SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjo
 DECLARE
   v_good int4multirange[];
 BEGIN
-  IF current_setting('transaction_isolation') <> 'read committed' THEN
-    RAISE EXCEPTION 'pawl: an attempt is ended at READ COMMITTED' USING ERRCODE = 'PW005';
-  END IF;
+  PERFORM pawl.require_read_committed();
   FOR i IN 1 .. cardinality(p_claims) LOOP
     PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claims[i]));
   END LOOP;
   -- A new statement: its snapshot has every receipt that was committed under the locks.
-  SELECT array_agg(coalesce(
-        t.jobs * int4multirange(int4range(0, c.jobs)) - coalesce((SELECT range_agg(u) FROM pawl.receipt r CROSS JOIN LATERAL unnest(r.jobs) u WHERE r.ns = p_ns AND r.claim_id = t.claim_id), '{}'),
-        '{}') ORDER BY t.i)
+  -- int4range(0, NULL) has no end: what is not found must not be asked for its jobs.
+  SELECT array_agg(CASE WHEN c.id IS NULL THEN '{}' ELSE
+        t.jobs * int4multirange(int4range(0, c.jobs))
+          - coalesce((SELECT range_agg(u) FROM pawl.receipt r CROSS JOIN LATERAL unnest(r.jobs) u WHERE r.ns = p_ns AND r.claim_id = t.claim_id), '{}')
+        END ORDER BY t.i)
     INTO v_good
     FROM ROWS FROM (unnest(p_claims), unnest(p_nonces), unnest(p_jobs)) WITH ORDINALITY t(claim_id, nonce, jobs, i)
     LEFT JOIN pawl.claim c ON c.ns = p_ns AND c.id = t.claim_id AND c.nonce = t.nonce AND c.session_id = p_session
@@ -143,9 +155,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off 
 DECLARE
   v_counted text[];
 BEGIN
-  IF current_setting('transaction_isolation') <> 'read committed' THEN
-    RAISE EXCEPTION 'pawl: an attempt is ended at READ COMMITTED' USING ERRCODE = 'PW005';
-  END IF;
+  PERFORM pawl.require_read_committed();
   FOR i IN 1 .. cardinality(p_claims) LOOP
     PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claims[i]));
   END LOOP;
@@ -178,9 +188,7 @@ END $$;
 CREATE FUNCTION pawl.finish_tx(p_ns smallint, p_session bigint, p_claim bigint, p_nonce bigint, p_ordinal int, p_result json) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
-  IF current_setting('transaction_isolation') <> 'read committed' THEN
-    RAISE EXCEPTION 'pawl: an attempt is ended at READ COMMITTED' USING ERRCODE = 'PW005';
-  END IF;
+  PERFORM pawl.require_read_committed();
   PERFORM pg_advisory_xact_lock_shared(pawl.claim_key(p_claim));
   PERFORM pg_advisory_xact_lock(hashint8extended(p_claim, 7004 + p_ordinal));
   IF NOT pawl.claim_held(p_ns, p_session, p_claim, p_nonce, p_ordinal) THEN
@@ -199,6 +207,7 @@ DECLARE
   v_ordinal int;
   v_n       int := 0;
 BEGIN
+  PERFORM pawl.require_read_committed();
   PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claim));
   FOR v_ordinal IN SELECT o FROM unnest(pawl.claim_open(p_ns, p_claim)) r CROSS JOIN LATERAL generate_series(lower(r), upper(r) - 1) o LOOP
     PERFORM pawl.attempt_end(p_ns, p_claim, v_ordinal, p_outcome, p_detail, NULL, NULL);
@@ -271,4 +280,5 @@ END $$;
 
 -- +goose Down
 DROP FUNCTION pawl.session_renew, pawl.abandon, pawl.claim_give_back, pawl.finish_tx, pawl.claim_held, pawl.settle, pawl.claim_job, pawl.attempt_end,
-  pawl.job_again, pawl.backoff, pawl.finish, pawl.claim_open;
+  pawl.job_again, pawl.backoff, pawl.finish, pawl.claim_open,
+  pawl.require_read_committed;

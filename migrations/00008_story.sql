@@ -143,9 +143,7 @@ DECLARE
   s record;
   v_attempt smallint;
 BEGIN
-  IF current_setting('transaction_isolation') <> 'read committed' THEN
-    RAISE EXCEPTION 'pawl: a job is cancelled at READ COMMITTED' USING ERRCODE = 'PW005';
-  END IF;
+  PERFORM pawl.require_read_committed();
   SELECT b.queue_id, b.priority INTO j FROM pawl.job b WHERE b.ns = p_ns AND b.id = p_job;
   IF NOT FOUND THEN
     RETURN;
@@ -180,9 +178,7 @@ DECLARE
   s record;
   v_attempt smallint;
 BEGIN
-  IF current_setting('transaction_isolation') <> 'read committed' THEN
-    RAISE EXCEPTION 'pawl: a job is retried at READ COMMITTED' USING ERRCODE = 'PW005';
-  END IF;
+  PERFORM pawl.require_read_committed();
   SELECT b.queue_id, b.priority INTO j FROM pawl.job b WHERE b.ns = p_ns AND b.id = p_job;
   IF NOT FOUND THEN
     RETURN;

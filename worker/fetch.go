@@ -71,13 +71,13 @@ func (r *run) sleep(ctx context.Context, d time.Duration) bool {
 func (r *run) round(ctx context.Context) (got int, full bool, err error) {
 	room := false
 	for _, q := range r.byID {
-		q.measure()
-		room = room || q.room(r.w.conf.PrefetchMax) > 0
+		q.measure(r.w.conf.PrefetchMax)
+		room = room || q.room() > 0
 	}
 	if !room {
 		r.starved.Store(true)
 		for _, q := range r.byID { // a slot may have become free before it could see the flag
-			room = room || q.room(r.w.conf.PrefetchMax) > 0
+			room = room || q.room() > 0
 		}
 		if !room {
 			select {
@@ -95,7 +95,7 @@ func (r *run) round(ctx context.Context) (got int, full bool, err error) {
 	}
 	for i, id := range look.QueueIds {
 		q := r.byID[id]
-		n := q.room(r.w.conf.PrefetchMax)
+		n := q.room()
 		if n <= 0 {
 			r.starved.Store(true)
 			continue
@@ -110,26 +110,26 @@ func (r *run) round(ctx context.Context) (got int, full bool, err error) {
 	return got, full, nil
 }
 
-// measure sets how far ahead the queue may fetch: what it ran in the last prefetchSpan.
-func (q *queue) measure() {
+// measure sets how far ahead the queue may fetch: what it ran in the last prefetchSpan, at most most.
+func (q *queue) measure(most int) {
 	span := time.Since(q.at)
 	if span < 2*time.Millisecond {
 		return
 	}
 	n := q.finished.Load()
-	q.prefetch.Store(int64(float64(n-q.measured) / span.Seconds() * prefetchSpan.Seconds()))
+	q.ahead.Store(int64(min(float64(most), float64(n-q.measured)/span.Seconds()*prefetchSpan.Seconds())))
 	if span > prefetchSpan {
 		q.at, q.measured = time.Now(), n
 	}
 }
 
-// room is how many jobs to claim now: none while the buffer is half full, so that claims are few and large.
-func (q *queue) room(most int) int {
-	buffered, ahead := len(q.tasks), min(int(q.prefetch.Load()), most)
-	if buffered > ahead/2 {
+// room is how many jobs to claim now: none while half of what may wait does, so that claims are few and large.
+func (q *queue) room() int {
+	held, ahead := int(q.held.Load()), int(q.ahead.Load())
+	if held-q.slots > ahead/2 {
 		return 0
 	}
-	return q.slots - int(q.running.Load()) + ahead - buffered
+	return q.slots + ahead - held
 }
 
 // claim takes up to n jobs of a line, reads their bodies and hands them to the slots.
@@ -197,7 +197,7 @@ func (r *run) load(ctx context.Context, q *queue, c *claim, from, to int32) erro
 	if len(rows) != int(to-from) {
 		return errors.New("worker: the bodies of a claim are not all there")
 	}
-	for q.spawned < q.slots && q.spawned < int(q.running.Load())+len(q.tasks)+len(rows) {
+	for q.spawned < q.slots && q.spawned < int(q.held.Load())+len(rows) {
 		q.spawned++
 		r.slots.Add(1)
 		go r.slot(q)
@@ -219,6 +219,7 @@ func (r *run) load(ctx context.Context, q *queue, c *claim, from, to int32) erro
 			}
 			continue
 		}
+		q.held.Add(1)
 		q.tasks <- t
 	}
 	return nil

@@ -51,6 +51,9 @@ func (w *Worker) runSession(ctx context.Context) error {
 		beginTx: fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = %d", max(grace, 1000)),
 	}
 	r.comp = newCompleter(r)
+	if err := r.openQueues(ctx); err != nil {
+		return err
+	}
 	var err error
 	r.session, err = session.Start(ctx, w.pool, session.Config{
 		Namespace: w.conf.Namespace, Name: w.conf.Name, Version: w.conf.Version, TTL: w.conf.TTL, Listen: !w.conf.PollOnly, Logger: w.conf.Logger,
@@ -66,9 +69,6 @@ func (w *Worker) runSession(ctx context.Context) error {
 			w.conf.Logger.Warn("session was not closed, it will expire", "err", err)
 		}
 	}()
-	if err := r.openQueues(ctx); err != nil {
-		return err
-	}
 	var aides sync.WaitGroup
 	aides.Go(r.comp.run)
 	stopWatch, stop := context.WithCancel(r.session.Context())
@@ -88,7 +88,9 @@ func (w *Worker) runSession(ctx context.Context) error {
 func (r *run) openQueues(ctx context.Context) error {
 	for name, slots := range r.w.conf.Queues {
 		id, err := r.q.EnsureQueue(ctx, db.EnsureQueueParams{Ns: r.w.conf.Namespace, QueueName: name, Priority: job.PriorityDefault})
-		if err != nil {
+		if db.IsUnmigrated(err) {
+			return fmt.Errorf("%w (%s)", session.ErrSchema, db.Message(err))
+		} else if err != nil {
 			return fmt.Errorf("worker: queue %q: %w", name, err)
 		}
 		q := &queue{id: id, name: name, slots: slots, tasks: make(chan *task, slots+r.w.conf.PrefetchMax), at: time.Now()}
@@ -143,21 +145,19 @@ func (r *run) nudge() {
 // slot runs tasks until the buffer is closed, or until it was given up.
 func (r *run) slot(q *queue) {
 	for t := range q.tasks {
-		r.room(q)
 		if !r.work(t) {
 			return // another goroutine has the slot
 		}
-		q.finished.Add(1)
-		if len(q.tasks) == 0 {
-			r.room(q)
-		}
+		r.free(q)
 	}
 	r.slots.Done()
 }
 
-// room wakes the fetcher if it waits for room and the queue has some.
-func (r *run) room(q *queue) {
-	if r.starved.Load() && len(q.tasks) <= int(q.prefetch.Load())/2 && r.starved.CompareAndSwap(true, false) {
+// free counts an attempt that is over, and wakes the fetcher if it waits for room and the queue has some.
+func (r *run) free(q *queue) {
+	q.held.Add(-1)
+	q.finished.Add(1)
+	if r.starved.Load() && q.room() > 0 && r.starved.CompareAndSwap(true, false) {
 		r.nudge()
 	}
 }
@@ -167,20 +167,15 @@ func (r *run) work(t *task) bool {
 	if !t.begin() {
 		return true
 	}
-	r.running(t.queue, 1)
+	r.w.stats.running.Add(1)
 	result, done, err := r.call(&t.ctx, t)
+	r.w.stats.running.Add(-1)
 	cause := t.ctx.finish()
 	if !t.end() {
 		return false
 	}
-	r.running(t.queue, -1)
 	r.end(t, result, done, err, cause)
 	return true
-}
-
-func (r *run) running(q *queue, n int64) {
-	q.running.Add(n)
-	r.w.stats.running.Add(n)
 }
 
 // end translates what a handler did into the ending of its attempt.
@@ -260,7 +255,7 @@ func (r *run) giveUp(t *task) {
 	r.w.conf.Logger.Error("handler ignores its cancelled context and was given up; its goroutine leaks until it returns",
 		"job", t.id, "kind", t.kind, "attempt", t.attempt)
 	r.comp.settle(t, job.Ending{Outcome: job.Failed, Err: fmt.Errorf("%w after %s: the handler ignored its context and was given up", errTimeout, t.timeout)}, nil)
-	r.running(t.queue, -1)
+	r.free(t.queue)
 	go r.slot(t.queue) // takes the place of the one given up, which is waited for no more
 }
 

@@ -14,11 +14,11 @@ type queue struct {
 	tasks chan *task
 
 	spawned  int          // slots that have a goroutine; the fetcher's alone
-	running  atomic.Int64 // handlers at work
+	held     atomic.Int64 // jobs claimed whose handlers have not returned
 	finished atomic.Int64 // attempts over, ever
-	measured int64        // finished when the rate was last measured; the fetcher's alone
+	measured int64        // finished when the rate was last measured, and when; the fetcher's alone
 	at       time.Time
-	prefetch atomic.Int64 // how many jobs may wait here, by the recent rate
+	ahead    atomic.Int64 // how many jobs may wait here for a slot, by the recent rate
 }
 
 // claim is a claim held by this process.
