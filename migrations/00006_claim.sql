@@ -105,7 +105,7 @@ DECLARE
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' OR pg_current_xact_id_if_assigned() IS NOT NULL THEN
     RAISE EXCEPTION 'pawl: claim must be a READ COMMITTED transaction of its own' USING ERRCODE = 'PW005',
-      HINT = 'Set default_transaction_isolation of the role or database to ''''read committed''''.';
+      HINT = 'Set default_transaction_isolation of the role or database to ''read committed''.';
   END IF;
   PERFORM set_config('synchronous_commit', 'off', true);
   PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, p_queue, p_priority));

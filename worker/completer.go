@@ -156,8 +156,9 @@ func (c *completer) try(what string, call func(context.Context) error) error {
 		if cause := context.Cause(c.r.session.Context()); cause != nil {
 			return cause
 		}
-		c.failing.CompareAndSwap(0, session.Monotonic())
-		c.r.w.conf.Logger.Warn("ending attempts failed, trying again", "what", what, "err", err)
+		if c.failing.CompareAndSwap(0, session.Monotonic()) {
+			c.r.w.conf.Logger.Warn("ending attempts failed, trying again", "what", what, "err", err)
+		}
 		pause(c.r.session.Context(), flushRetry)
 	}
 }

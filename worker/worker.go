@@ -88,6 +88,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		return errors.New("worker: Run was called before")
 	}
 	first := true
+	var complained time.Time
 	for ctx.Err() == nil {
 		err := w.runSession(ctx)
 		switch {
@@ -95,7 +96,10 @@ func (w *Worker) Run(ctx context.Context) error {
 		case first || errors.Is(err, session.ErrSchema):
 			return err
 		default:
-			w.conf.Logger.Warn("worker could not start a session, trying again", "err", err)
+			if time.Since(complained) > complainEvery {
+				complained = time.Now()
+				w.conf.Logger.Warn("worker could not start a session, trying again", "err", err)
+			}
 			pause(ctx, w.conf.TTL/10)
 		}
 		first = false

@@ -84,6 +84,9 @@ type Session struct {
 	deadline *time.Timer // fires when the last renewal that succeeded has been trusted long enough
 }
 
+// complainEvery is how often the same trouble is logged.
+const complainEvery = 10 * time.Second
+
 // margin is what a session gives up of its ttl, so that this process stops before Postgres lets another take over.
 func margin(ttl time.Duration) time.Duration { return ttl / 10 }
 
@@ -208,6 +211,7 @@ func (s *Session) run(conn *pgx.Conn) {
 		}
 	}()
 	every := s.conf.TTL / 3
+	var complained time.Time
 	next := time.Now().Add(every)
 	for s.ctx.Err() == nil {
 		if conn == nil || conn.IsClosed() {
@@ -217,7 +221,10 @@ func (s *Session) run(conn *pgx.Conn) {
 			stop()
 			if err != nil {
 				conn = nil
-				s.conf.Logger.Warn("session connection failed, trying again", "session", s.id, "err", err)
+				if time.Since(complained) > complainEvery && s.ctx.Err() == nil {
+					complained = time.Now()
+					s.conf.Logger.Warn("session connection failed, trying again", "session", s.id, "err", err)
+				}
 				s.pause(every / 10)
 				continue
 			}

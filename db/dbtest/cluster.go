@@ -9,11 +9,15 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pawl-dev/pawl/db/devpg"
 )
+
+// endMax is how long the end of a server that died may take to be noticed.
+const endMax = time.Second
 
 // urlEnv names the variable that holds the URL of a server to use.
 const urlEnv = "PAWL_TEST_DATABASE_URL"
@@ -66,6 +70,26 @@ func (c *cluster) ended() bool {
 	}
 }
 
+// errEnded means that the server has died, with all databases.
+var errEnded = errors.New("the server has ended")
+
+// connect connects to the server. Where that fails it waits a moment for news
+// of the server's end, for then another is to be started.
+func (c *cluster) connect(ctx context.Context) (*pgx.Conn, error) {
+	conn, err := pgx.Connect(ctx, c.adminURL)
+	if err == nil || c.server == nil {
+		return conn, err
+	}
+	timer := time.NewTimer(endMax)
+	defer timer.Stop()
+	select {
+	case <-c.server.Done():
+		return nil, fmt.Errorf("%w: %w", errEnded, err)
+	case <-timer.C:
+		return nil, err
+	}
+}
+
 func startCluster(ctx context.Context) (*cluster, error) {
 	name, err := templateName()
 	if err != nil {
@@ -111,7 +135,7 @@ func (c *cluster) url(database string) string {
 
 // create makes a database and returns its name.
 func (c *cluster) create(ctx context.Context, migrated bool) (string, error) {
-	conn, err := pgx.Connect(ctx, c.adminURL)
+	conn, err := c.connect(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -133,10 +157,10 @@ func (c *cluster) clone(ctx context.Context, conn *pgx.Conn, template, name stri
 }
 
 func (c *cluster) drop(ctx context.Context, name string) error {
-	if c.ended() {
-		return nil // with all that was on it
+	conn, err := c.connect(ctx)
+	if errors.Is(err, errEnded) {
+		return nil
 	}
-	conn, err := pgx.Connect(ctx, c.adminURL)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ package dbtest
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -96,15 +97,24 @@ func closePool(tb testing.TB, pool *pgxpool.Pool) {
 	}
 }
 
+// create makes a database on the server of this test binary.
+func create(ctx context.Context, migrated bool) (*cluster, string, error) {
+	c, err := current(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	name, err := c.create(ctx, migrated)
+	return c, name, err
+}
+
 func newDatabase(tb testing.TB, migrated bool) string {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), setupMax)
 	defer cancel()
-	c, err := current(ctx)
-	if err != nil {
-		tb.Fatalf("dbtest: %v", err)
+	c, name, err := create(ctx, migrated)
+	if errors.Is(err, errEnded) { // a test has killed it, and gets another
+		c, name, err = create(ctx, migrated)
 	}
-	name, err := c.create(ctx, migrated)
 	if err != nil {
 		tb.Fatalf("dbtest: %v", err)
 	}

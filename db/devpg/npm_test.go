@@ -32,6 +32,9 @@ func TestNPM(t *testing.T) {
 		}
 		return
 	}
+	if err != nil && strings.Contains(err.Error(), "npm could not fetch") && os.Getenv("CI") == "" {
+		t.Skipf("no registry within reach: %v", err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

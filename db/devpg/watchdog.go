@@ -28,6 +28,11 @@ done
 [ "$temporary" = true ] && [ ! -e "$dir/` + keepName + `" ] && rm -rf "$dir"
 `
 
+// watching holds the watchdogs that are not dismissed: one whose Server is
+// garbage, as after a Kill, would have its pipe closed by the collector and
+// take our work for our death.
+var watching sync.Map
+
 // watchdog is a small process that outlives us to clean up after us.
 type watchdog struct {
 	cmd  *exec.Cmd
@@ -48,7 +53,9 @@ func watch(pid int, cfg Config) (*watchdog, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("devpg: start watchdog: %w", err)
 	}
-	return &watchdog{cmd: cmd, pipe: pipe}, nil
+	w := &watchdog{cmd: cmd, pipe: pipe}
+	watching.Store(w, nil)
+	return w, nil
 }
 
 // dismiss ends the watchdog before it does anything. It may be called again.
@@ -57,6 +64,7 @@ func (w *watchdog) dismiss() {
 		return
 	}
 	w.once.Do(func() {
+		watching.Delete(w)
 		_ = w.cmd.Process.Kill() // ended already: all the better
 		_ = w.cmd.Wait()         // it was killed
 	})

@@ -143,8 +143,9 @@ func TestCrash(t *testing.T) {
 func TestRights(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t)
-	exec(t, url, "CREATE ROLE pawl_migrator; CREATE SCHEMA pawl; GRANT ALL ON SCHEMA pawl TO pawl_migrator")
-	limited := url + "&options=-crole%3Dpawl_migrator"
+	role := ask[string](t, url, "SELECT current_database() || '_role'") // roles are of the whole server
+	exec(t, url, "CREATE ROLE "+role+"; CREATE SCHEMA pawl; GRANT ALL ON SCHEMA pawl TO "+role)
+	limited := url + "&options=-crole%3D" + role
 	first := map[string]string{"00001_box.sql": "-- +goose Up\nCREATE TABLE pawl.box (id bigint, note text);\n\n-- +goose Down\nDROP TABLE pawl.box;\n"}
 	if got, err := files(3, first).Up(bounded(t), limited); err != nil || got.Version != 3 {
 		t.Errorf("got %+v, %v", got, err)
