@@ -104,7 +104,7 @@ func TestClock(t *testing.T) {
 	}
 }
 
-// TestGeneratedNames keeps what sqlc generated behind store.go and out of every exported declaration.
+// TestGeneratedNames keeps what sqlc generated out of every exported declaration.
 // The interface db.DBTX is free: it is how a caller lends his pool, connection or transaction.
 func TestGeneratedNames(t *testing.T) {
 	files := sources(t)
@@ -125,9 +125,6 @@ func TestGeneratedNames(t *testing.T) {
 		uses := slices.DeleteFunc(f.uses(module+"/db"), func(u use) bool { return !generated[u.name] })
 		seen := f.public()
 		for _, u := range uses {
-			if path.Base(f.path) != "store.go" {
-				t.Errorf("%s: db.%s is generated: only store.go may name it", f.at(u.pos), u.name)
-			}
 			if slices.ContainsFunc(seen, func(n ast.Node) bool { return n.Pos() <= u.pos && u.pos < n.End() }) {
 				t.Errorf("%s: db.%s is generated: it may not appear in an exported declaration", f.at(u.pos), u.name)
 			}

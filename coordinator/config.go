@@ -28,6 +28,11 @@ const (
 	SweepPartitions = "partitions" // makes the hot tables' next ranges
 )
 
+// SweepNames returns the names of all sweeps, in the order of their urgency.
+func SweepNames() []string {
+	return []string{SweepSessions, SweepDue, SweepDedupe, SweepPartitions}
+}
+
 // SweepSpecs are the default times of the sweeps that run by the clock. The due sweep has none: it runs at the next due time.
 var SweepSpecs = map[string]string{
 	SweepSessions:   "@every 5s",

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pawl-dev/pawl/coordinator/job"
 	"github.com/pawl-dev/pawl/coordinator/session"
 	"github.com/pawl-dev/pawl/db"
 )
@@ -226,7 +227,7 @@ func (c *Coordinator) listenDue(ctx context.Context, hints chan<- struct{}) {
 				if err != nil {
 					return err
 				}
-				if n.Payload == "due" {
+				if n.Payload == job.HintDue {
 					select {
 					case hints <- struct{}{}:
 					default:

@@ -28,6 +28,7 @@ type completer struct {
 	wake chan struct{}
 	stop chan struct{}
 
+	hinted  int64        // when hintDue last did; run's alone
 	failing atomic.Int64 // since when flushes fail, by the monotonic clock; 0: they do not
 
 	mu     sync.Mutex
@@ -242,6 +243,7 @@ func (c *completer) settleAll(part []ending) {
 		}
 	}
 	c.r.w.stats.flushes.Add(1)
+	waits := false
 	for i, e := range part {
 		switch {
 		case err != nil:
@@ -253,11 +255,28 @@ func (c *completer) settleAll(part []ending) {
 		case counted[i] == string(job.Succeeded):
 			c.r.w.stats.succeeded.Add(1)
 		case counted[i] == string(job.Returned):
+			waits = waits || e.what.Delay != nil
 		default:
+			waits = true
 			c.r.w.stats.failed.Add(1)
 		}
 		c.r.over(e.t.claim, 1)
 	}
+	if waits {
+		c.hintDue()
+	}
+}
+
+// hintDue tells the coordinators that something was scheduled, at most once an interval: it may be due before they look again by themselves.
+func (c *completer) hintDue() {
+	now := session.Monotonic()
+	if c.hinted != 0 && now-c.hinted < int64(job.HintInterval) {
+		return
+	}
+	c.hinted = now
+	ctx, stop := context.WithTimeout(context.Background(), closeMax)
+	defer stop()
+	_ = c.r.q.SendHint(ctx, db.SendHintParams{Channel: session.Channel(c.r.w.conf.Namespace), Payload: job.HintDue}) // hints are hints
 }
 
 func (c *completer) do(ch chore) {

@@ -13,6 +13,7 @@ import (
 const (
 	claimJobsMax  = 2000                   // jobs of one claim
 	bodiesMax     = 1000                   // bodies read in one statement
+	prefetchBytes = 64 << 20               // bodies of a queue that may wait here, by their recent mean size
 	prefetchSpan  = 50 * time.Millisecond  // how much work, by the recent rate, may wait here
 	closely       = 100 * time.Millisecond // how long polls stay close together after there was work
 	statementMax  = 30 * time.Second       // how long one statement of the fetcher or completer may take
@@ -93,19 +94,24 @@ func (r *run) round(ctx context.Context) (got int, full bool, err error) {
 	if err != nil {
 		return 0, false, err
 	}
+	more := map[*queue]bool{} // lines of theirs that go first have more
 	for i, id := range look.QueueIds {
 		q := r.byID[id]
-		n := q.room()
+		if more[q] {
+			continue
+		}
+		n := min(q.room(), claimJobsMax)
 		if n <= 0 {
 			r.starved.Store(true)
 			continue
 		}
-		taken, err := r.claim(ctx, q, look.Priorities[i], min(n, claimJobsMax))
+		taken, err := r.claim(ctx, q, look.Priorities[i], n)
 		if err != nil {
 			return got, false, err
 		}
 		got += taken
-		full = full || taken >= min(n, claimJobsMax)
+		more[q] = taken >= n
+		full = full || more[q]
 	}
 	return got, full, nil
 }
@@ -117,7 +123,7 @@ func (q *queue) measure(most int) {
 		return
 	}
 	n := q.finished.Load()
-	q.ahead.Store(int64(min(float64(most), float64(n-q.measured)/span.Seconds()*prefetchSpan.Seconds())))
+	q.ahead.Store(int64(min(float64(most), prefetchBytes/max(q.bytes, 1), float64(n-q.measured)/span.Seconds()*prefetchSpan.Seconds())))
 	if span > prefetchSpan {
 		q.at, q.measured = time.Now(), n
 	}
@@ -207,6 +213,7 @@ func (r *run) load(ctx context.Context, q *queue, c *claim, from, to int32) erro
 		t := &c.tasks[b.Ordinal]
 		t.claim, t.queue, t.handler, t.args, t.headers, t.kind, t.id, t.createdAt = c, q, r.w.handlers[b.Kind], b.Args, b.Headers, b.Kind, b.ID, b.CreatedAt
 		t.ordinal, t.attempt, t.maxAttempts = b.Ordinal, b.Attempt, b.MaxAttempts
+		q.bytes += (float64(len(b.Args)) - q.bytes) / 64
 		if t.timeout = r.w.conf.Timeout; b.TimeoutMs > 0 {
 			t.timeout = time.Duration(b.TimeoutMs) * time.Millisecond
 		}

@@ -249,6 +249,7 @@ func TestPostgresKilled(t *testing.T) {
 	w := newWorker(t, pool, conf)
 	register(w)
 	run(t, w)
+	until(t, "a session", func() bool { return count(t, pool, "SELECT count(*) FROM pawl.session") == 1 })
 	const rounds, each = 2, 300
 	for range rounds {
 		for range each {

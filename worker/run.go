@@ -174,6 +174,7 @@ func (r *run) work(t *task) bool {
 	if !t.end() {
 		return false
 	}
+	t.args, t.headers = nil, nil // the claim lives until its last job is over
 	r.end(t, result, done, err, cause)
 	return true
 }

@@ -19,6 +19,7 @@ type queue struct {
 	measured int64        // finished when the rate was last measured, and when; the fetcher's alone
 	at       time.Time
 	ahead    atomic.Int64 // how many jobs may wait here for a slot, by the recent rate
+	bytes    float64      // of a body, the recent mean; the fetcher's alone
 }
 
 // claim is a claim held by this process.

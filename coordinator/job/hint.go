@@ -15,6 +15,9 @@ import (
 // HintInterval is how often, at most, enqueues of one definition in one process send a hint: NOTIFY serialises the commits that carry one.
 const HintInterval = 20 * time.Millisecond
 
+// HintDue is the payload of the hint that something was scheduled.
+const HintDue = "due"
+
 // hinter sends hints after enqueues that committed by themselves. A hint that fails is only a later start.
 type hinter struct{ last atomic.Int64 }
 
@@ -28,7 +31,7 @@ func (h *hinter) enqueued(ctx context.Context, on DB, o *options) {
 	}
 	payload := "n" + o.queue
 	if o.runAt != nil {
-		payload = "due"
+		payload = HintDue
 	}
 	_ = db.New(on).SendHint(ctx, db.SendHintParams{Channel: session.Channel(o.namespace), Payload: payload})
 }
