@@ -26,7 +26,7 @@ BEGIN
     LEFT JOIN LATERAL (
       SELECT x.id, x.cursor_epoch, x.cursor_xid, x.cursor_id, x.cursor_taken, x.late_xid, x.late_id, x.late_taken FROM pawl.claim x
       WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = l.epoch AND x.id >= l.claim_floor
-      ORDER BY x.id DESC LIMIT 1) c ON true
+      ORDER BY -x.id LIMIT 1) c ON true
     WHERE l.ns = p_ns AND l.queue_id = p_queue AND l.priority = p_priority;
 END $$;
 -- +goose StatementEnd
@@ -78,7 +78,7 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Claims up to p_limit jobs from the front of one line, in the order (epoch, xid, job id), those of transactions that committed late first. The claim
+-- Claims up to p_limit jobs (at most 10,000) from the front of one line, in the order (epoch, xid, job id), those of transactions that committed late first. The claim
 -- is (claim_id, p_nonce, p_session); jobs counts what it holds (0: all were cancelled, claim again); claim_id NULL says that there is nothing.
 -- Must be a READ COMMITTED transaction of its own (PW005): inside one that has written, the cursor would move past its own xid, which no
 -- snapshot lists as running. Commits asynchronously: a claim lost in a crash is only taken again, and a durable receipt has a durable claim.
@@ -123,6 +123,7 @@ BEGIN
   IF l.cluster <> coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster()) THEN
     PERFORM pawl.raise_moved(q.name) FROM pawl.queue q WHERE q.ns = p_ns AND q.id = p_queue;
   END IF;
+  p_limit := least(p_limit, 10000);
   v_snap := pg_current_snapshot();
 
   FOR i IN 1 .. coalesce(cardinality(l.late_xid), 0) LOOP

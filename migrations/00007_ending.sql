@@ -96,15 +96,15 @@ END $$;
 -- outcome that counts: an attempt that was asked to cancel and did not succeed is cancelled, one that failed or was lost with none left is discarded.
 -- p_delay NULL: by the job's backoff. A kind that keeps no result gives NULL.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.attempt_end(p_ns smallint, p_claim bigint, p_ordinal int, p_outcome pawl.outcome, p_detail json, p_delay interval, p_result json)
+CREATE FUNCTION pawl.attempt_end(p_ns smallint, p_claim bigint, p_ordinal int, p_job bigint, p_attempt smallint, p_outcome pawl.outcome, p_detail json, p_delay interval, p_result json)
 RETURNS pawl.outcome
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_outcome pawl.outcome := p_outcome;
   j         record;
 BEGIN
-  SELECT b.id, b.queue_id, b.priority, b.max_attempts, b.backoff_ms, b.backoff_ms_max, a.attempt INTO j
-    FROM pawl.claim_job(p_ns, p_claim, p_ordinal) a JOIN pawl.job b ON b.ns = p_ns AND b.id = a.job_id;
+  SELECT b.id, b.queue_id, b.priority, b.max_attempts, b.backoff_ms, b.backoff_ms_max, p_attempt AS attempt INTO j
+    FROM pawl.job b WHERE b.ns = p_ns AND b.id = p_job;
   IF v_outcome IN ('failed', 'lost', 'snoozed', 'returned')
       AND EXISTS (SELECT FROM pawl.cancellation c WHERE c.ns = p_ns AND c.job_id = j.id AND c.attempt = j.attempt) THEN
     v_outcome := 'cancelled';
@@ -154,6 +154,7 @@ CREATE FUNCTION pawl.settle(p_ns smallint, p_session bigint, p_claims bigint[], 
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_counted text[];
+  a         record;
 BEGIN
   PERFORM pawl.require_read_committed();
   FOR i IN 1 .. cardinality(p_claims) LOOP
@@ -161,7 +162,8 @@ BEGIN
   END LOOP;
   FOR i IN 1 .. cardinality(p_claims) LOOP
     IF pawl.claim_held(p_ns, p_session, p_claims[i], p_nonces[i], p_ordinals[i]) THEN
-      v_counted[i] := pawl.attempt_end(p_ns, p_claims[i], p_ordinals[i], p_outcomes[i], p_details[i], CASE WHEN p_delays_ms[i] >= 0 THEN make_interval(secs => p_delays_ms[i] / 1000.0) END, p_results[i]);
+      SELECT x.* INTO a FROM pawl.claim_job(p_ns, p_claims[i], p_ordinals[i]) x;
+      v_counted[i] := pawl.attempt_end(p_ns, p_claims[i], p_ordinals[i], a.job_id, a.attempt, p_outcomes[i], p_details[i], CASE WHEN p_delays_ms[i] >= 0 THEN make_interval(secs => p_delays_ms[i] / 1000.0) END, p_results[i]);
     ELSE
       v_counted[i] := '';
     END IF;
@@ -194,7 +196,8 @@ BEGIN
   IF NOT pawl.claim_held(p_ns, p_session, p_claim, p_nonce, p_ordinal) THEN
     RAISE EXCEPTION 'pawl: the attempt was lost: its session ended or it was ended before' USING ERRCODE = 'PW001';
   END IF;
-  PERFORM pawl.attempt_end(p_ns, p_claim, p_ordinal, 'succeeded', NULL, NULL, p_result);
+  PERFORM pawl.attempt_end(p_ns, p_claim, p_ordinal, a.job_id, a.attempt, 'succeeded', NULL, NULL, p_result)
+    FROM pawl.claim_job(p_ns, p_claim, p_ordinal) a;
 END $$;
 -- +goose StatementEnd
 
@@ -204,13 +207,23 @@ END $$;
 CREATE FUNCTION pawl.claim_give_back(p_ns smallint, p_claim bigint, p_outcome pawl.outcome, p_detail json) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_ordinal int;
-  v_n       int := 0;
+  v_open int4multirange;
+  a      record;
+  v_n    int := 0;
 BEGIN
   PERFORM pawl.require_read_committed();
   PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claim));
-  FOR v_ordinal IN SELECT o FROM unnest(pawl.claim_open(p_ns, p_claim)) r CROSS JOIN LATERAL generate_series(lower(r), upper(r) - 1) o LOOP
-    PERFORM pawl.attempt_end(p_ns, p_claim, v_ordinal, p_outcome, p_detail, NULL, NULL);
+  v_open := pawl.claim_open(p_ns, p_claim);
+  FOR a IN
+    SELECT o AS ordinal, u.first + o - u.before AS job_id, u.attempt
+    FROM (
+      SELECT t.first, t.n, t.attempt, (sum(t.n) OVER (ROWS UNBOUNDED PRECEDING) - t.n)::int AS before
+      FROM pawl.claim c CROSS JOIN LATERAL ROWS FROM (unnest(c.job_ids), unnest(c.job_counts), unnest(c.attempts)) t(first, n, attempt)
+      WHERE c.ns = p_ns AND c.id = p_claim) u
+    CROSS JOIN LATERAL generate_series(u.before, u.before + u.n - 1) o
+    WHERE v_open @> o
+  LOOP
+    PERFORM pawl.attempt_end(p_ns, p_claim, a.ordinal, a.job_id, a.attempt, p_outcome, p_detail, NULL, NULL);
     v_n := v_n + 1;
   END LOOP;
   RETURN v_n;
@@ -227,8 +240,8 @@ DECLARE
   v_n     int := 0;
 BEGIN
   PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, p_queue, p_priority));
-  FOR v_claim IN SELECT c.id FROM pawl.session s JOIN pawl.claim c ON c.ns = p_ns AND c.session_id = s.id AND c.id >= s.claims_from
-      WHERE s.ns = p_ns AND s.id = p_session AND c.nonce = p_nonce ORDER BY c.id LOOP
+  FOR v_claim IN SELECT c.id FROM pawl.session s JOIN pawl.claim c ON c.ns = p_ns AND c.session_id = s.id AND -c.id <= -s.claims_from AND c.id >= s.claims_from
+      WHERE s.ns = p_ns AND s.id = p_session AND c.nonce = p_nonce ORDER BY -c.id DESC LOOP
     v_n := v_n + pawl.claim_give_back(p_ns, v_claim, 'returned', NULL);
   END LOOP;
   RETURN v_n;
@@ -245,6 +258,8 @@ DECLARE
   c_claims_max CONSTANT int := 10000;  -- looked at in one beat; the next goes on from there
   v_from  bigint;
   v_ttl   interval;
+  v_seen  int := 0;
+  v_before int;
   v_quiet boolean;
   c       record;
   v_first bigint;
@@ -255,14 +270,16 @@ BEGIN
   IF NOT alive THEN
     RETURN;
   END IF;
-  -- Claims of several lines commit out of the order of their ids. claims_from moves only while none is in flight, else it could pass one.
-  v_quiet := pg_try_advisory_xact_lock(pawl.session_key(p_session));
   stray_claims := '{}';
-  FOR c IN SELECT x.id, x.claimed_at FROM pawl.claim x WHERE x.ns = p_ns AND x.session_id = p_session AND x.id >= v_from ORDER BY x.id LIMIT c_claims_max LOOP
+  FOR c IN SELECT x.id, x.claimed_at FROM pawl.claim x WHERE x.ns = p_ns AND x.session_id = p_session AND -x.id <= -v_from AND x.id >= v_from
+      ORDER BY -x.id DESC LIMIT c_claims_max LOOP
+    v_seen := v_seen + 1;
     v_last := c.id;
     IF c.id = ANY (p_held) THEN
+      v_before := coalesce(v_before, v_seen - 1);
       v_first := coalesce(v_first, c.id);
     ELSIF NOT isempty(pawl.claim_open(p_ns, c.id)) THEN
+      v_before := coalesce(v_before, v_seen - 1);
       v_first := coalesce(v_first, c.id);
       IF c.claimed_at < clock_timestamp() - v_ttl / 3 THEN
         stray_claims := stray_claims || c.id;
@@ -270,11 +287,22 @@ BEGIN
     END IF;
   END LOOP;
   -- Nothing open: from the last one seen on. It is kept, since a sequence's value may be handed out again after a crash.
-  UPDATE pawl.session s SET expires_at = clock_timestamp() + s.ttl, claims_from = CASE WHEN v_quiet THEN coalesce(v_first, v_last, s.claims_from) ELSE s.claims_from END
+  v_first := coalesce(v_first, v_last, v_from);
+  v_before := coalesce(v_before, v_seen - 1);
+  -- Claims of several lines commit out of the order of their ids: claims_from moves only while none is in flight and when none has come in below it
+  -- since the search. The lock is taken after the search: a claim that waits for it holds its line.
+  IF v_first > v_from THEN
+    v_quiet := pg_try_advisory_xact_lock(pawl.session_key(p_session));
+    SELECT count(*) INTO v_seen FROM pawl.claim x WHERE x.ns = p_ns AND x.session_id = p_session AND -x.id <= -v_from AND -x.id > -v_first AND x.id >= v_from AND x.id < v_first;
+    IF NOT v_quiet OR v_seen <> v_before THEN
+      v_first := v_from;
+    END IF;
+  END IF;
+  UPDATE pawl.session s SET expires_at = clock_timestamp() + s.ttl, claims_from = v_first
     WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL;
   alive := FOUND;
   SELECT array_agg(x.claim_id), array_agg(x.ordinal) INTO cancel_claims, cancel_ordinals
-    FROM pawl.cancellation x WHERE x.ns = p_ns AND x.session_id = p_session AND x.claim_id >= coalesce(v_first, v_from);
+    FROM pawl.cancellation x WHERE x.ns = p_ns AND x.session_id = p_session AND x.claim_id >= v_from;
 END $$;
 -- +goose StatementEnd
 

@@ -1,16 +1,16 @@
 -- +goose Up
 
 -- A job's attempts, oldest first: each place in line it ever had, the claim that covers it and the receipt that ended it.
--- The covering claim is found by the line's positions, which only rise with the claims' ids: a binary search, then on through the claims
--- that still list the row's transaction as a straggler.
+-- The covering claim is the first that has passed the place: it stands at or beyond it and does not list it as a straggler's, or not any more. Once
+-- passed it stays so for all claims after it, hence a binary search. A claim that passed it without taking it found it cancelled.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.ready_claim(p_ns smallint, p_queue int, p_priority smallint, p_epoch smallint, p_xid xid8, p_ready bigint, p_job bigint,
+CREATE FUNCTION pawl.ready_claim(p_ns smallint, p_queue int, p_priority smallint, p_epoch smallint, p_xid xid8, p_ready bigint, p_job bigint, p_attempt smallint,
   OUT claim_id bigint, OUT ordinal int)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-  c_walk_max CONSTANT int := 100000;
   v_to   smallint;
+  v_nth  int := p_job - p_ready + 1;
   v_low  bigint;
   v_mid  bigint;
   v_high bigint;
@@ -19,34 +19,37 @@ BEGIN
   SELECT l.epoch INTO v_to FROM pawl.line l WHERE l.ns = p_ns AND l.queue_id = p_queue AND l.priority = p_priority;
   FOR e IN p_epoch .. coalesce(v_to, p_epoch) LOOP
     SELECT x.id INTO v_low FROM pawl.claim x
-      WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e ORDER BY x.id LIMIT 1;
-    SELECT x.* INTO c FROM pawl.claim x
-      WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e ORDER BY x.id DESC LIMIT 1;
-    CONTINUE WHEN c.id IS NULL OR (c.cursor_epoch, c.cursor_xid, c.cursor_id, c.cursor_taken) < (p_epoch, p_xid, p_ready, (p_job - p_ready + 1)::int);
-    v_high := c.id;
-    WHILE v_low < v_high LOOP  -- the first claim with an id from v_high on stands at or beyond the place, none below v_low does
-      v_mid := v_low + (v_high - v_low) / 2;
-      SELECT x.id, x.cursor_epoch, x.cursor_xid, x.cursor_id, x.cursor_taken INTO c FROM pawl.claim x
-        WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e AND x.id >= v_mid ORDER BY x.id LIMIT 1;
-      IF (c.cursor_epoch, c.cursor_xid, c.cursor_id, c.cursor_taken) < (p_epoch, p_xid, p_ready, (p_job - p_ready + 1)::int) THEN
-        v_low := c.id + 1;
-      ELSE
+      WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e ORDER BY -x.id DESC LIMIT 1;
+    SELECT x.id INTO v_high FROM pawl.claim x
+      WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e ORDER BY -x.id LIMIT 1;
+    v_mid := v_high;  -- first the newest: if it has not passed, none of this epoch has
+    WHILE v_mid IS NOT NULL LOOP
+      SELECT x.id,
+          (x.cursor_epoch, x.cursor_xid, x.cursor_id, x.cursor_taken) >= (p_epoch, p_xid, p_ready, v_nth)
+          AND (x.cursor_epoch > p_epoch OR NOT EXISTS (
+            SELECT FROM ROWS FROM (unnest(x.late_xid), unnest(x.late_id), unnest(x.late_taken)) u(xid, id, taken)
+            WHERE u.xid = p_xid AND (u.id, u.taken) < (p_ready, v_nth))) AS passed
+        INTO c FROM pawl.claim x
+        WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e
+          AND -x.id <= -v_mid AND x.id >= v_mid ORDER BY -x.id DESC LIMIT 1;
+      IF c.passed THEN
         v_high := v_mid;
+      ELSE
+        v_low := c.id + 1;
       END IF;
+      v_mid := CASE WHEN v_low < v_high THEN v_low + (v_high - v_low) / 2 END;
     END LOOP;
-    FOR c IN SELECT x.* FROM pawl.claim x
-        WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e AND x.id >= v_low ORDER BY x.id LIMIT c_walk_max LOOP
-      SELECT (u.before + p_job - u.first)::int INTO ordinal
-        FROM (
-          SELECT t.first, t.n, sum(t.n) OVER (ROWS UNBOUNDED PRECEDING) - t.n AS before
-          FROM ROWS FROM (unnest(c.job_ids), unnest(c.job_counts)) t(first, n)) u
-        WHERE p_job >= u.first AND p_job < u.first + u.n;
-      IF FOUND THEN
-        claim_id := c.id;
-        RETURN;
-      END IF;
-      EXIT WHEN c.late_xid IS NULL OR NOT p_xid = ANY (c.late_xid);
-    END LOOP;
+    CONTINUE WHEN v_high IS NULL OR v_low > v_high;
+    SELECT x.id, (u.before + p_job - u.first)::int INTO claim_id, ordinal
+      FROM (
+        SELECT y.* FROM pawl.claim y
+        WHERE y.ns = p_ns AND y.queue_id = p_queue AND y.priority = p_priority AND y.epoch = e
+          AND -y.id <= -v_low AND y.id >= v_low ORDER BY -y.id DESC LIMIT 1) x
+      CROSS JOIN LATERAL (
+        SELECT t.first, t.n, t.attempt, sum(t.n) OVER (ROWS UNBOUNDED PRECEDING) - t.n AS before
+        FROM ROWS FROM (unnest(x.job_ids), unnest(x.job_counts), unnest(x.attempts)) t(first, n, attempt)) u
+      WHERE p_job >= u.first AND p_job < u.first + u.n AND u.attempt = p_attempt;
+    RETURN;
   END LOOP;
 END $$;
 -- +goose StatementEnd
@@ -69,7 +72,7 @@ BEGIN
         ORDER BY y.job_id DESC LIMIT 1)
       UNION ALL
       SELECT y.* FROM pawl.ready y WHERE y.ns = p_ns AND y.job_id = p_job AND y.again) p
-    LEFT JOIN LATERAL pawl.ready_claim(p_ns, p.queue_id, p.priority, p.epoch, p.xid, p.job_id, p_job) c ON true
+    LEFT JOIN LATERAL pawl.ready_claim(p_ns, p.queue_id, p.priority, p.epoch, p.xid, p.job_id, p_job, p.attempt) c ON true
     LEFT JOIN pawl.claim k ON k.ns = p_ns AND k.id = c.claim_id
     LEFT JOIN LATERAL (SELECT z.outcome, z.at, z.detail FROM pawl.receipt z WHERE z.ns = p_ns AND z.claim_id = c.claim_id AND z.jobs @> c.ordinal LIMIT 1) r ON true
     WHERE p_job < p.job_id + p.jobs
@@ -149,9 +152,15 @@ BEGIN
     RETURN;
   END IF;
   PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, j.queue_id, j.priority));
+  SELECT x.* INTO s FROM pawl.job_state(p_ns, p_job) x;
+  IF s.state = 'running' THEN
+    -- Its ending may be in flight, and would not see the request: waited for as finish_tx waits, then looked at again.
+    PERFORM pg_advisory_xact_lock_shared(pawl.claim_key(s.claim_id));
+    PERFORM pg_advisory_xact_lock(hashint8extended(s.claim_id, 7004 + s.ordinal));
+  END IF;
   DELETE FROM pawl.scheduled d WHERE d.ns = p_ns AND d.job_id = p_job RETURNING d.attempt INTO v_attempt;
   IF FOUND THEN
-    was := 'scheduled';
+    was := CASE WHEN s.state = 'scheduled' THEN 'scheduled' ELSE 'retrying' END;
     INSERT INTO pawl.cancellation (ns, job_id, attempt, at, queue_id, priority, reason) VALUES (p_ns, p_job, v_attempt, clock_timestamp(), j.queue_id, j.priority, p_reason);
     RETURN;
   END IF;
@@ -184,9 +193,10 @@ BEGIN
     RETURN;
   END IF;
   PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, j.queue_id, j.priority));
+  SELECT x.* INTO s FROM pawl.job_state(p_ns, p_job) x;
   DELETE FROM pawl.scheduled d WHERE d.ns = p_ns AND d.job_id = p_job RETURNING d.attempt INTO v_attempt;
   IF FOUND THEN
-    was := 'scheduled';
+    was := CASE WHEN s.state = 'scheduled' THEN 'scheduled' ELSE 'retrying' END;
     PERFORM pawl.job_again(p_ns, p_job, j.queue_id, j.priority, v_attempt);
     RETURN;
   END IF;

@@ -84,7 +84,8 @@ BEGIN
   IF NOT FOUND THEN
     RETURN;
   END IF;
-  FOR v_claim IN SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND c.id >= v_from ORDER BY c.id LIMIT p_limit LOOP
+  FOR v_claim IN SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND -c.id <= -v_from AND c.id >= v_from
+      ORDER BY -c.id DESC LIMIT p_limit LOOP
     jobs := jobs + pawl.claim_give_back(p_ns, v_claim, 'lost', v_detail);
     v_n := v_n + 1;
   END LOOP;
