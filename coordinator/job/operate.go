@@ -94,14 +94,16 @@ func Queues(ctx context.Context, on DB, ns int16, after string, limit int) ([]Qu
 }
 
 // Await waits until a job is finished and returns what its handler returned. It holds no connection while it waits: it looks again after 5 ms, then ever less
-// often, at most every 500 ms. The error is ErrDiscarded, ErrCancelled, ErrNotFound, or ctx's. A job that returned nothing gives the zero R.
+// often, at most every 500 ms. The error is ErrDiscarded, ErrCancelled, ErrNotFound, or ErrUnfinished with ctx's cause. A job that returned nothing gives the zero R.
 func Await[R any](ctx context.Context, on DB, ns int16, id int64) (R, error) {
 	var out R
 	q := db.New(on)
 	wait := 5 * time.Millisecond
 	for {
 		st, err := q.ReadJobState(ctx, db.ReadJobStateParams{Ns: ns, JobID: id})
-		if err != nil {
+		if ctx.Err() != nil {
+			return out, fmt.Errorf("await job %d: %w: %w", id, ErrUnfinished, context.Cause(ctx))
+		} else if err != nil {
 			return out, fmt.Errorf("await job %d: %w", id, wrap(err))
 		}
 		switch State(st.State) {
@@ -129,10 +131,9 @@ func Await[R any](ctx context.Context, on DB, ns int16, id int64) (R, error) {
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			t.Stop()
-			return out, fmt.Errorf("await job %d: %w: %w", id, ErrUnfinished, context.Cause(ctx))
 		case <-t.C:
 		}
+		t.Stop()
 		wait = min(wait*3/2, 500*time.Millisecond)
 	}
 }

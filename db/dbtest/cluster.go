@@ -16,8 +16,15 @@ import (
 	"github.com/pawl-dev/pawl/db/devpg"
 )
 
-// endMax is how long the end of a server that died may take to be noticed.
-const endMax = time.Second
+const (
+	// endMax is how long the end of a server that died may take to be noticed.
+	endMax = time.Second
+
+	// leavePause and leaveTriesMax bound the wait for closed connections to
+	// be gone before a database is dropped.
+	leavePause    = 2 * time.Millisecond
+	leaveTriesMax = 25
+)
 
 // urlEnv names the variable that holds the URL of a server to use.
 const urlEnv = "PAWL_TEST_DATABASE_URL"
@@ -28,6 +35,9 @@ type cluster struct {
 	server   *devpg.Server // nil if the server was given by URL
 	template string        // the database that is cloned
 	strategy string        // how, a clause of CREATE DATABASE
+
+	mu    sync.Mutex
+	admin *pgx.Conn // on the maintenance database; nil or closed: to be made
 }
 
 // running is the cluster of this test binary. There is no other place for it:
@@ -46,6 +56,7 @@ func current(ctx context.Context) (*cluster, error) {
 		if !c.ended() {
 			return c, nil
 		}
+		_ = c.close(ctx)                           // nobody is at the other end
 		if err := c.server.Stop(ctx); err != nil { // it has ended; this removes its directory
 			return nil, err
 		}
@@ -73,20 +84,31 @@ func (c *cluster) ended() bool {
 // errEnded means that the server has died, with all databases.
 var errEnded = errors.New("the server has ended")
 
-// connect connects to the server. Where that fails it waits a moment for news
-// of the server's end, for then another is to be started.
-func (c *cluster) connect(ctx context.Context) (*pgx.Conn, error) {
-	conn, err := pgx.Connect(ctx, c.adminURL)
-	if err == nil || c.server == nil {
-		return conn, err
+// do has work done on the connection to the maintenance database, by one at a
+// time. It is kept, for to connect takes as long as to clone.
+//
+// If it breaks, do waits a moment for news of the server's end: with errEnded
+// the caller knows that another server is to be started.
+func (c *cluster) do(ctx context.Context, work func(*pgx.Conn) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var err error
+	if c.admin == nil || c.admin.IsClosed() {
+		c.admin, err = pgx.Connect(ctx, c.adminURL)
+	}
+	if err == nil {
+		err = work(c.admin)
+	}
+	if err == nil || c.server == nil || c.admin != nil && !c.admin.IsClosed() {
+		return err
 	}
 	timer := time.NewTimer(endMax)
 	defer timer.Stop()
 	select {
 	case <-c.server.Done():
-		return nil, fmt.Errorf("%w: %w", errEnded, err)
+		return fmt.Errorf("%w: %w", errEnded, err)
 	case <-timer.C:
-		return nil, err
+		return err
 	}
 }
 
@@ -108,19 +130,27 @@ func startCluster(ctx context.Context) (*cluster, error) {
 // open looks how the server clones databases, and makes the template if the
 // server does not have it.
 func (c *cluster) open(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, c.adminURL)
-	if err != nil {
-		return err
+	return c.do(ctx, func(conn *pgx.Conn) error {
+		var version int
+		err := conn.QueryRow(ctx, "SELECT pg_catalog.current_setting('server_version_num')::int").Scan(&version)
+		if err != nil {
+			return err
+		}
+		if version >= 150000 { // older ones know no other way
+			c.strategy = " STRATEGY FILE_COPY"
+		}
+		return ensureTemplate(ctx, conn, c)
+	})
+}
+
+// close closes the connection.
+func (c *cluster) close(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.admin == nil {
+		return nil
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	var version int
-	if err := conn.QueryRow(ctx, "SELECT pg_catalog.current_setting('server_version_num')::int").Scan(&version); err != nil {
-		return err
-	}
-	if version >= 150000 { // older ones know no other way
-		c.strategy = " STRATEGY FILE_COPY"
-	}
-	return ensureTemplate(ctx, conn, c)
+	return c.admin.Close(ctx)
 }
 
 // url returns the URL of another database on the same server.
@@ -135,17 +165,12 @@ func (c *cluster) url(database string) string {
 
 // create makes a database and returns its name.
 func (c *cluster) create(ctx context.Context, migrated bool) (string, error) {
-	conn, err := c.connect(ctx)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
 	template := "template0"
 	if migrated {
 		template = c.template
 	}
 	name := fmt.Sprintf("pawl_test_%d_%s", os.Getpid(), strings.ToLower(rand.Text()[:10]))
-	return name, c.clone(ctx, conn, template, name)
+	return name, c.do(ctx, func(conn *pgx.Conn) error { return c.clone(ctx, conn, template, name) })
 }
 
 func (c *cluster) clone(ctx context.Context, conn *pgx.Conn, template, name string) error {
@@ -156,17 +181,35 @@ func (c *cluster) clone(ctx context.Context, conn *pgx.Conn, template, name stri
 	return nil
 }
 
+// drop drops a database, with what is connected to it.
 func (c *cluster) drop(ctx context.Context, name string) error {
-	conn, err := c.connect(ctx)
-	if errors.Is(err, errEnded) {
+	err := c.do(ctx, func(conn *pgx.Conn) error {
+		if err := awaitLeft(ctx, conn, name); err != nil {
+			return err
+		}
+		_, err := conn.Exec(ctx, "DROP DATABASE IF EXISTS "+quote(name)+" WITH (FORCE)")
+		return err
+	})
+	if errors.Is(err, errEnded) { // with all that was on it
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	_, err = conn.Exec(ctx, "DROP DATABASE IF EXISTS "+quote(name)+" WITH (FORCE)")
 	return err
+}
+
+// awaitLeft gives connections that were just closed a moment to be gone. DROP
+// DATABASE would look again after 100 ms only.
+func awaitLeft(ctx context.Context, conn *pgx.Conn, name string) error {
+	ticker := time.NewTicker(leavePause)
+	defer ticker.Stop()
+	for range leaveTriesMax {
+		var left int
+		err := conn.QueryRow(ctx, "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE datname = $1", name).Scan(&left)
+		if left == 0 || err != nil {
+			return err
+		}
+		<-ticker.C
+	}
+	return nil
 }
 
 // keep keeps the server's directory beyond this run, and returns how to get at

@@ -169,7 +169,8 @@ func TestInnerURL(t *testing.T) {
 	say("database", database)
 }
 
-// TestURL has two processes use, at once, a server that has no template yet.
+// TestURL has processes use, at once, a server that has no template yet, as a
+// role that may create databases and no more.
 func TestURL(t *testing.T) {
 	t.Parallel()
 	server := dbtest.Private(t, devpg.Config{Settings: map[string]string{"cluster_name": "given"}})
@@ -182,12 +183,15 @@ func TestURL(t *testing.T) {
 	if err := conn.QueryRow(bounded(t), "SELECT datname FROM pg_database WHERE datname LIKE 'pawl\\_template\\_%'").Scan(&template); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := conn.Exec(bounded(t), "DROP DATABASE "+template); err != nil {
-		t.Fatal(err)
+	for _, sql := range []string{"DROP DATABASE " + template, "CREATE ROLE tester LOGIN CREATEDB"} {
+		if _, err := conn.Exec(bounded(t), sql); err != nil {
+			t.Fatal(err)
+		}
 	}
+	given := strings.Replace(server.URL("postgres"), "//postgres@", "//tester@", 1)
 	var all sync.WaitGroup
 	for range 3 {
-		cmd := inner(t, "TestInnerURL", "PAWL_TEST_DATABASE_URL="+server.URL("postgres"))
+		cmd := inner(t, "TestInnerURL", "PAWL_TEST_DATABASE_URL="+given)
 		all.Go(func() {
 			output, err := cmd.CombinedOutput()
 			if err != nil || said(string(output), "cluster") != "given" {

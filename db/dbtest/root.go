@@ -129,10 +129,7 @@ func buildTemplate(ctx context.Context, dir, name string) error {
 	}
 	defer devpg.Remove(context.WithoutCancel(ctx), work)
 	c := &cluster{adminURL: server.URL("postgres"), template: name}
-	if err := c.open(ctx); err != nil {
-		return errors.Join(err, server.Stop(ctx))
-	}
-	if err := server.Stop(ctx); err != nil {
+	if err := errors.Join(c.open(ctx), c.close(ctx), server.Stop(ctx)); err != nil {
 		return err
 	}
 	return os.Rename(server.DataDir(), dest)
