@@ -28,7 +28,7 @@ var floors = [][]string{
 	{"coordinator/job", "coordinator/lock", "coordinator/idempotency", "coordinator/outbox"},
 	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule"},
 	{"coordinator", "worker"},
-	{"cmd/pawl/api", "cmd/pawl/console"},
+	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc"},
 	{"cmd/pawl", "cmd/checkout"},
 	{"."}, // tests only
 }

@@ -45,6 +45,16 @@ CREATE TABLE pawl.line (
   CONSTRAINT line_epoch CHECK (base_epoch <= epoch)
 );
 
+-- The number of the namespace of that name, made if there is none.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.namespace_create(p_name text) RETURNS smallint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  INSERT INTO pawl.namespace (ns, name) SELECT max(n.ns) + 1, p_name FROM pawl.namespace n ON CONFLICT (name) DO NOTHING;
+  RETURN (SELECT n.ns FROM pawl.namespace n WHERE n.name = p_name);
+END $$;
+-- +goose StatementEnd
+
 -- The cluster in whose xids a cursor counts. Looked up once in a backend's life (9 µs), then kept in a setting of its session.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.cluster() RETURNS bigint
@@ -79,7 +89,7 @@ BEGIN
     RAISE EXCEPTION 'pawl: priority % is outside 1 (first) to 4 (last)', p_priority USING ERRCODE = '22023';
   END IF;
   IF NOT EXISTS (SELECT FROM pawl.namespace n WHERE n.ns = p_ns) THEN
-    RAISE EXCEPTION 'pawl: namespace % does not exist', p_ns USING ERRCODE = '22023', HINT = 'Create it by name first.';
+    RAISE EXCEPTION 'pawl: namespace % does not exist', p_ns USING ERRCODE = '22023', HINT = 'SELECT pawl.namespace_create(name) makes one.';
   END IF;
   -- Looked for first: ON CONFLICT would use up an id at each call.
   IF NOT EXISTS (SELECT FROM pawl.queue q WHERE q.ns = p_ns AND q.name = p_queue) THEN
@@ -113,5 +123,5 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.queue_pause, pawl.line_create, pawl.raise_moved, pawl.cluster;
+DROP FUNCTION pawl.queue_pause, pawl.line_create, pawl.raise_moved, pawl.cluster, pawl.namespace_create;
 DROP TABLE pawl.line, pawl.queue, pawl.namespace;

@@ -34,7 +34,7 @@ DECLARE
   v_id bigint;
 BEGIN
   IF NOT EXISTS (SELECT FROM pawl.namespace n WHERE n.ns = p_ns) THEN
-    RAISE EXCEPTION 'pawl: namespace % does not exist', p_ns USING ERRCODE = '22023', HINT = 'Create it by name first.';
+    RAISE EXCEPTION 'pawl: namespace % does not exist', p_ns USING ERRCODE = '22023', HINT = 'SELECT pawl.namespace_create(name) makes one.';
   END IF;
   INSERT INTO pawl.session (ns, name, host, pid, version, ttl, started_at, expires_at)
     VALUES (p_ns, p_name, p_host, p_pid, p_version, p_ttl, now(), clock_timestamp() + p_ttl)

@@ -37,7 +37,7 @@ CREATE FUNCTION pawl.enqueue(
   p_backoff_ms int DEFAULT NULL, p_backoff_ms_max int DEFAULT NULL, p_headers json DEFAULT NULL,
   p_dedupe_key text DEFAULT NULL, p_dedupe_window interval DEFAULT NULL,
   OUT id bigint, OUT duplicate boolean)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
   v_queue   int;
   v_epoch   smallint;
@@ -79,7 +79,7 @@ BEGIN
   INSERT INTO pawl.job (id, created_at, xid, queue_id, ns, priority, epoch, max_attempts, timeout_ms, backoff_ms, backoff_ms_max, kind,
       enqueued_by, args, headers, dedupe_key)
     VALUES (enqueue.id, now(), v_xid, v_queue, p_ns, p_priority, v_epoch, p_max_attempts, p_timeout_ms, p_backoff_ms, p_backoff_ms_max, p_kind,
-      current_setting('application_name'), p_args, p_headers, p_dedupe_key);
+      coalesce(nullif(current_setting('application_name'), ''), session_user), p_args, p_headers, p_dedupe_key);
 END $$;
 -- +goose StatementEnd
 
@@ -92,10 +92,10 @@ CREATE FUNCTION pawl.enqueue_many(
   p_backoff_ms int DEFAULT NULL, p_backoff_ms_max int DEFAULT NULL, p_headers json DEFAULT NULL,
   p_dedupe_keys text[] DEFAULT NULL, p_dedupe_window interval DEFAULT NULL,
   OUT first_id bigint, OUT ids bigint[], OUT duplicates boolean[])
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
   v_n       int := cardinality(p_args);
-  v_by      text := current_setting('application_name');
+  v_by      text := coalesce(nullif(current_setting('application_name'), ''), session_user);
   v_now     timestamptz := now();
   v_queue   int;
   v_epoch   smallint;

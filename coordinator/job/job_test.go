@@ -121,6 +121,30 @@ func TestEnqueue_bad(t *testing.T) {
 	}
 }
 
+// Namespaces know nothing of each other's queues and jobs.
+func TestNamespace(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	ctx := context.Background()
+	var ns, again int16
+	err := pool.QueryRow(ctx, "SELECT pawl.namespace_create('billing'), pawl.namespace_create('billing')").Scan(&ns, &again)
+	if err != nil || ns == 1 || ns != again {
+		t.Fatalf("got %d and %d, %v", ns, again, err)
+	}
+	keyed := job.Define[note]("note", job.Dedupe(func(n note) string { return n.Text }))
+	for _, opts := range [][]job.Option{nil, {job.Namespace(ns)}} {
+		if res, err := keyed.Enqueue(ctx, pool, note{"x"}, opts...); err != nil || res.Duplicate {
+			t.Errorf("got %+v, %v", res, err)
+		}
+	}
+	for _, ns := range []int16{1, ns} {
+		jobs, _, err := job.List(ctx, pool, job.Filter{Namespace: ns})
+		if err != nil || len(jobs) != 1 {
+			t.Errorf("namespace %d: got %+v, %v, want one job", ns, jobs, err)
+		}
+	}
+}
+
 func TestSchemaMissing(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
