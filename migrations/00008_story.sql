@@ -54,10 +54,10 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- The places in line that a job ever had.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.job_attempts(p_ns smallint, p_job bigint)
-RETURNS TABLE (attempt smallint, epoch smallint, xid xid8, ready_id bigint, claim_id bigint, ordinal int, session_id bigint, claimed_at timestamptz,
-  outcome pawl.outcome, ended_at timestamptz, detail json)
+CREATE FUNCTION pawl.job_places(p_ns smallint, p_job bigint)
+RETURNS TABLE (attempt smallint, queue_id int, priority smallint, epoch smallint, xid xid8, ready_id bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
@@ -65,17 +65,30 @@ DECLARE
 BEGIN
   SELECT b.* INTO j FROM pawl.job b WHERE b.ns = p_ns AND b.id = p_job;
   RETURN QUERY
-    SELECT p.attempt, p.epoch, p.xid, p.job_id, c.claim_id, c.ordinal, k.session_id, k.claimed_at, r.outcome, r.at, r.detail
+    SELECT p.attempt, p.queue_id, p.priority, p.epoch, p.xid, p.job_id
     FROM (
       (SELECT y.* FROM pawl.ready y
         WHERE y.ns = p_ns AND y.queue_id = j.queue_id AND y.priority = j.priority AND y.epoch = j.epoch AND y.xid = j.xid AND y.job_id <= p_job AND NOT y.again
         ORDER BY y.job_id DESC LIMIT 1)
       UNION ALL
       SELECT y.* FROM pawl.ready y WHERE y.ns = p_ns AND y.job_id = p_job AND y.again) p
-    LEFT JOIN LATERAL pawl.ready_claim(p_ns, p.queue_id, p.priority, p.epoch, p.xid, p.job_id, p_job, p.attempt) c ON true
+    WHERE p_job < p.job_id + p.jobs;
+END $$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
+CREATE FUNCTION pawl.job_attempts(p_ns smallint, p_job bigint)
+RETURNS TABLE (attempt smallint, epoch smallint, xid xid8, ready_id bigint, claim_id bigint, ordinal int, session_id bigint, claimed_at timestamptz,
+  outcome pawl.outcome, ended_at timestamptz, detail json)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+  RETURN QUERY
+    SELECT p.attempt, p.epoch, p.xid, p.ready_id, c.claim_id, c.ordinal, k.session_id, k.claimed_at, r.outcome, r.at, r.detail
+    FROM pawl.job_places(p_ns, p_job) p
+    LEFT JOIN LATERAL pawl.ready_claim(p_ns, p.queue_id, p.priority, p.epoch, p.xid, p.ready_id, p_job, p.attempt) c ON true
     LEFT JOIN pawl.claim k ON k.ns = p_ns AND k.id = c.claim_id
     LEFT JOIN LATERAL (SELECT z.outcome, z.at, z.detail FROM pawl.receipt z WHERE z.ns = p_ns AND z.claim_id = c.claim_id AND z.jobs @> c.ordinal LIMIT 1) r ON true
-    WHERE p_job < p.job_id + p.jobs
     ORDER BY p.attempt, coalesce(r.at, 'infinity'), k.claimed_at;
 END $$;
 -- +goose StatementEnd
@@ -99,32 +112,35 @@ BEGIN
   END IF;
   SELECT s.run_at, s.attempt INTO job_state.at, job_state.attempt FROM pawl.scheduled s WHERE s.ns = p_ns AND s.job_id = p_job;
   IF FOUND THEN
-    state := CASE WHEN EXISTS (SELECT FROM pawl.job_attempts(p_ns, p_job)) THEN 'retrying' ELSE 'scheduled' END;
+    state := CASE WHEN EXISTS (SELECT FROM pawl.job_places(p_ns, p_job)) THEN 'retrying' ELSE 'scheduled' END;
     RETURN;
   END IF;
-  FOR a IN SELECT x.* FROM pawl.job_attempts(p_ns, p_job) x LOOP
-    CONTINUE WHEN a.outcome IN ('failed', 'snoozed', 'returned', 'lost');
-    CONTINUE WHEN a.claim_id IS NULL
-      AND EXISTS (SELECT FROM pawl.cancellation k WHERE k.ns = p_ns AND k.job_id = p_job AND k.attempt = a.attempt);
-    state := CASE WHEN a.claim_id IS NULL THEN 'available' WHEN a.outcome IS NULL THEN 'running' ELSE a.outcome::text END::pawl.job_state;
-    attempt := a.attempt;
-    at := coalesce(a.ended_at, a.claimed_at);
-    claim_id := a.claim_id;
-    ordinal := a.ordinal;
-    session_id := a.session_id;
-    epoch := a.epoch;
-    xid := a.xid;
-    ready_id := a.ready_id;
-  END LOOP;
-  IF state IN ('available', 'running') THEN
-    RETURN;
-  END IF;
+  -- What was cancelled while it waited goes on with another attempt, or not at all.
   SELECT k.attempt, k.at INTO c FROM pawl.cancellation k WHERE k.ns = p_ns AND k.job_id = p_job AND k.claim_id IS NULL ORDER BY k.attempt DESC LIMIT 1;
-  IF FOUND AND (attempt IS NULL OR c.attempt > attempt) THEN
+  IF FOUND AND NOT EXISTS (SELECT FROM pawl.job_places(p_ns, p_job) p WHERE p.attempt > c.attempt) THEN
     state := 'cancelled';
     attempt := c.attempt;
     at := c.at;
+    RETURN;
   END IF;
+  -- The newest place tells; those before it ended so that the job went on. (A snoozed attempt has several places, in the order of their xids.)
+  FOR a IN SELECT p.* FROM pawl.job_places(p_ns, p_job) p ORDER BY p.attempt DESC, p.epoch DESC, p.xid DESC LOOP
+    SELECT x.claim_id, x.ordinal INTO job_state.claim_id, job_state.ordinal
+      FROM pawl.ready_claim(p_ns, a.queue_id, a.priority, a.epoch, a.xid, a.ready_id, p_job, a.attempt) x;
+    SELECT k.session_id, k.claimed_at, r.outcome, r.at INTO c
+      FROM pawl.claim k
+      LEFT JOIN LATERAL (SELECT z.outcome, z.at FROM pawl.receipt z WHERE z.ns = p_ns AND z.claim_id = k.id AND z.jobs @> job_state.ordinal LIMIT 1) r ON true
+      WHERE k.ns = p_ns AND k.id = job_state.claim_id;
+    CONTINUE WHEN c.outcome IN ('failed', 'snoozed', 'returned', 'lost');
+    state := CASE WHEN claim_id IS NULL THEN 'available' WHEN c.outcome IS NULL THEN 'running' ELSE c.outcome::text END::pawl.job_state;
+    attempt := a.attempt;
+    at := coalesce(c.at, c.claimed_at);
+    session_id := c.session_id;
+    epoch := a.epoch;
+    xid := a.xid;
+    ready_id := a.ready_id;
+    RETURN;
+  END LOOP;
 END $$;
 -- +goose StatementEnd
 
@@ -247,5 +263,5 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.queue_depths, pawl.job_retry, pawl.job_cancel, pawl.job_finished, pawl.job_state, pawl.job_attempts, pawl.ready_claim;
+DROP FUNCTION pawl.queue_depths, pawl.job_retry, pawl.job_cancel, pawl.job_finished, pawl.job_state, pawl.job_attempts, pawl.job_places, pawl.ready_claim;
 DROP TYPE pawl.job_state;
