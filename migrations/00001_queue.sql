@@ -50,6 +50,7 @@ CREATE TABLE pawl.line (
 CREATE FUNCTION pawl.namespace_create(p_name text) RETURNS smallint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+  LOCK TABLE pawl.namespace IN SHARE ROW EXCLUSIVE MODE;  -- two new names would get one number
   INSERT INTO pawl.namespace (ns, name) SELECT max(n.ns) + 1, p_name FROM pawl.namespace n ON CONFLICT (name) DO NOTHING;
   RETURN (SELECT n.ns FROM pawl.namespace n WHERE n.name = p_name);
 END $$;

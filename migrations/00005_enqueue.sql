@@ -47,7 +47,10 @@ DECLARE
   v_xid     xid8;
 BEGIN
   SELECT q.id, q.payload_bytes_max, l.epoch, l.cluster INTO v_queue, v_max, v_epoch, v_cluster
-    FROM pawl.queue q JOIN pawl.line l ON l.ns = p_ns AND l.queue_id = q.id AND l.priority = p_priority
+    FROM pawl.queue q
+    CROSS JOIN LATERAL (
+      SELECT x.epoch, x.cluster FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = q.id AND x.priority = p_priority
+      OFFSET 0) l  -- else a plan made while there are few lines reads all of them
     WHERE q.ns = p_ns AND q.name = p_queue;
   IF NOT FOUND THEN
     SELECT c.queue_id, c.epoch INTO v_queue, v_epoch FROM pawl.line_create(p_ns, p_queue, p_priority) c;
@@ -115,7 +118,10 @@ BEGIN
     RAISE EXCEPTION 'pawl: % dedupe keys for % jobs', cardinality(p_dedupe_keys), v_n USING ERRCODE = '22023';
   END IF;
   SELECT q.id, q.payload_bytes_max, l.epoch, l.cluster INTO v_queue, v_max, v_epoch, v_cluster
-    FROM pawl.queue q JOIN pawl.line l ON l.ns = p_ns AND l.queue_id = q.id AND l.priority = p_priority
+    FROM pawl.queue q
+    CROSS JOIN LATERAL (
+      SELECT x.epoch, x.cluster FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = q.id AND x.priority = p_priority
+      OFFSET 0) l  -- else a plan made while there are few lines reads all of them
     WHERE q.ns = p_ns AND q.name = p_queue;
   IF NOT FOUND THEN
     SELECT c.queue_id, c.epoch INTO v_queue, v_epoch FROM pawl.line_create(p_ns, p_queue, p_priority) c;

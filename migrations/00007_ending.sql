@@ -34,12 +34,14 @@ CREATE FUNCTION pawl.finish(p_ns smallint, p_session bigint, p_claims bigint[], 
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-  v_good int4multirange[];
+  v_alive boolean;
+  v_good  int4multirange[];
 BEGIN
   PERFORM pawl.require_read_committed();
   FOR i IN 1 .. cardinality(p_claims) LOOP
     PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claims[i]));
   END LOOP;
+  v_alive := EXISTS (SELECT FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL);
   -- A new statement: its snapshot has every receipt that was committed under the locks.
   -- int4range(0, NULL) has no end: what is not found must not be asked for its jobs.
   SELECT array_agg(CASE WHEN c.id IS NULL THEN '{}' ELSE
@@ -48,8 +50,10 @@ BEGIN
         END ORDER BY t.i)
     INTO v_good
     FROM ROWS FROM (unnest(p_claims), unnest(p_nonces), unnest(p_jobs)) WITH ORDINALITY t(claim_id, nonce, jobs, i)
-    LEFT JOIN pawl.claim c ON c.ns = p_ns AND c.id = t.claim_id AND c.nonce = t.nonce AND c.session_id = p_session
-      AND EXISTS (SELECT FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL);
+    -- By primary key, claim by claim: + 0 and OFFSET 0 keep the planner from seeking all claims of the session instead.
+    LEFT JOIN LATERAL (
+      SELECT x.id, x.jobs FROM pawl.claim x
+      WHERE x.ns = p_ns AND x.id = t.claim_id AND x.nonce = t.nonce AND x.session_id + 0 = p_session OFFSET 0) c ON v_alive;
   INSERT INTO pawl.receipt (claim_id, at, ns, outcome, jobs)
     SELECT t.claim_id, clock_timestamp(), p_ns, 'succeeded', t.jobs
     FROM ROWS FROM (unnest(p_claims), unnest(v_good)) t(claim_id, jobs)
@@ -178,7 +182,7 @@ CREATE FUNCTION pawl.claim_held(p_ns smallint, p_session bigint, p_claim bigint,
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
   RETURN EXISTS (SELECT FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL)
-    AND EXISTS (SELECT FROM pawl.claim c WHERE c.ns = p_ns AND c.id = p_claim AND c.session_id = p_session AND c.nonce = p_nonce
+    AND EXISTS (SELECT FROM pawl.claim c WHERE c.ns = p_ns AND c.id = p_claim AND c.session_id + 0 = p_session AND c.nonce = p_nonce
       AND p_ordinal >= 0 AND p_ordinal < c.jobs)
     AND NOT EXISTS (SELECT FROM pawl.receipt r WHERE r.ns = p_ns AND r.claim_id = p_claim AND r.jobs @> p_ordinal);
 END $$;
