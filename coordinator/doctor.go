@@ -151,6 +151,8 @@ func (c *Coordinator) checkSweeps(ctx context.Context) ([]Finding, error) {
 		s, found := ran[name]
 		age := server.Sub(s.RanAt)
 		switch {
+		case !found && time.Duration(ran[SweepSessions].Runs)*c.interval(SweepSessions) < sweepRunsLate*c.interval(name)+sweepLate:
+			continue // a coordinator has begun to sweep and will come to it
 		case !found:
 			f.warn(remedy, "never ran")
 			all = append(all, f)

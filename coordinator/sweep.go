@@ -50,7 +50,7 @@ func (c *Coordinator) Sweep(ctx context.Context, name string) (Report, error) {
 	if err != nil {
 		err = fmt.Errorf("sweep %s: %w", name, wrap(err))
 	}
-	if !r.Skipped && (name != SweepSessions || err != nil || r.Did > 0) {
+	if !r.Skipped && !errors.Is(err, ErrSchema) && (name != SweepSessions || err != nil || r.Did > 0) {
 		c.report(ctx, r, err)
 	}
 	return r, err

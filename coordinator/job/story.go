@@ -52,7 +52,9 @@ type Story struct {
 	Args       json.RawMessage   `json:"args"`
 	Headers    map[string]string `json:"headers,omitempty"`
 	DedupeKey  string            `json:"dedupe_key,omitempty"`
-	Timeout    time.Duration     `json:"timeout_ns,omitempty"`
+	Timeout    time.Duration     `json:"timeout_ns,omitempty"`     // 0: the worker's
+	Backoff    time.Duration     `json:"backoff_ns,omitempty"`     // 0: 1 s
+	BackoffMax time.Duration     `json:"backoff_max_ns,omitempty"` // 0: 1 h
 	Attempts   []Attempt         `json:"attempts"`
 	Cancels    []Cancellation    `json:"cancels,omitempty"`
 	Result     json.RawMessage   `json:"result,omitempty"`
@@ -108,6 +110,12 @@ func Get(ctx context.Context, on DB, ns int16, id int64) (*Story, error) {
 	}
 	if j.TimeoutMs != nil {
 		s.Timeout = time.Duration(*j.TimeoutMs) * time.Millisecond
+	}
+	if j.BackoffMs != nil {
+		s.Backoff = time.Duration(*j.BackoffMs) * time.Millisecond
+	}
+	if j.BackoffMsMax != nil {
+		s.BackoffMax = time.Duration(*j.BackoffMsMax) * time.Millisecond
 	}
 	if s.Headers, err = ParseHeaders(j.Headers); err != nil {
 		return nil, fmt.Errorf("job %d: %w", id, err)

@@ -1,0 +1,66 @@
+// Command pawl migrates, coordinates, works and answers an operator: jobs and transactions on one Postgres.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// main stops on the first interrupt as soon as what runs has come to an end, and on the second at once.
+func main() {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel()
+		<-signals
+		os.Exit(exitInterrupted)
+	}()
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// cli is the command line. Its sub-commands are in files named after them.
+type cli struct {
+	globals
+
+	Dev     devCmd     `cmd:"" help:"Run everything here, with a Postgres of its own and an example."`
+	Migrate migrateCmd `cmd:"" help:"Bring the schema up to date, or look at it."`
+	Serve   serveCmd   `cmd:"" help:"Run a coordinator: the sweeps that start due jobs and put right what crashed."`
+	Work    workCmd    `cmd:"" help:"Run a worker for HTTP calls and configured commands."`
+	Job     jobCmd     `cmd:"" help:"Enqueue, look at, cancel and retry jobs."`
+	Queue   queueCmd   `cmd:"" help:"Look at, pause and resume queues."`
+	Session sessionCmd `cmd:"" help:"Look at the processes that take part."`
+	Sweep   sweepCmd   `cmd:"" help:"Run one sweep now, or list what the sweeps did."`
+	Doctor  doctorCmd  `cmd:"" help:"Check the database and everything that Pawl relies on."`
+	Version versionCmd `cmd:"" help:"Print the version of this binary."`
+
+	DevWorker devWorkerCmd `cmd:"" hidden:""`
+}
+
+type migrateCmd struct {
+	Up     migrateUpCmd     `cmd:"" help:"Apply all pending migrations."`
+	Down   migrateDownCmd   `cmd:"" help:"Undo migrations. Removes what they made, jobs included."`
+	Status migrateStatusCmd `cmd:"" help:"List migrations, applied and pending."`
+	SQL    migrateSQLCmd    `cmd:"" name:"sql" help:"Print all migrations as one script for psql. Needs no database."`
+}
+
+type jobCmd struct {
+	Enqueue jobEnqueueCmd `cmd:"" help:"Add a job."`
+	List    jobListCmd    `cmd:"" help:"List jobs, newest first."`
+	Show    jobShowCmd    `cmd:"" help:"Tell the whole story of a job."`
+	Cancel  jobCancelCmd  `cmd:"" help:"Cancel jobs: waiting ones at once, running ones by asking their process."`
+	Retry   jobRetryCmd   `cmd:"" help:"Run jobs again now: waiting ones at once, finished ones with one attempt more."`
+}
+
+type queueCmd struct {
+	List   queueListCmd   `cmd:"" help:"List queues and what waits in them."`
+	Pause  queuePauseCmd  `cmd:"" help:"Stop workers from taking jobs from queues. What runs goes on."`
+	Resume queueResumeCmd `cmd:"" help:"End the pause of queues."`
+}
+
+type sessionCmd struct {
+	List sessionListCmd `cmd:"" help:"List sessions: workers and other processes, kept alive by a heartbeat."`
+}
