@@ -57,9 +57,9 @@ BEGIN
   FOREACH v_parent IN ARRAY ARRAY['job', 'result', 'ready', 'claim', 'receipt'] LOOP
     v_at := pawl.partition_position(v_parent);
     v_unit := CASE v_parent WHEN 'ready' THEN 10 WHEN 'job' THEN 1024 WHEN 'result' THEN 1024 ELSE 1 END;
+    SELECT * INTO v_last FROM pawl.partition p WHERE p.parent = v_parent ORDER BY p.range_from DESC LIMIT 1;
+    v_rate := coalesce(greatest(v_at - v_last.position_at, 0) / greatest(extract(epoch FROM clock_timestamp() - v_last.created_at), 60), 0);
     LOOP
-      SELECT * INTO v_last FROM pawl.partition p WHERE p.parent = v_parent ORDER BY p.range_from DESC LIMIT 1;
-      v_rate := coalesce(greatest(v_at - v_last.position_at, 0) / greatest(extract(epoch FROM clock_timestamp() - v_last.created_at), 60), 0);
       EXIT WHEN v_made >= c_made_max
         OR v_last.range_from > v_at AND v_last.range_to > v_at + v_rate * 7200;
       v_size := round(least(greatest(v_rate * 21600, c_size_min * v_unit), c_size_max * v_unit));

@@ -39,13 +39,16 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' A
 DECLARE
   v_started timestamptz := clock_timestamp();
   v_resumed timestamptz;
+  v_away    interval;  -- a gap in which a session could run out while nobody swept; the sweep runs every 5 s
   v_session bigint;
   v_did     bigint := 0;
 BEGIN
   IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'sessions')) THEN
     RETURN NULL;
   END IF;
-  SELECT CASE WHEN w.ran_at < v_started - interval '15 s' THEN v_started ELSE w.resumed_at END INTO v_resumed
+  SELECT greatest(interval '7.5 s', least(interval '15 s', min(s.ttl))) INTO v_away
+    FROM pawl.session s WHERE s.ns = p_ns AND s.rescued_at IS NULL AND s.ended_at IS NULL;
+  SELECT CASE WHEN w.ran_at < v_started - v_away THEN v_started ELSE w.resumed_at END INTO v_resumed
     FROM pawl.sweep w WHERE w.ns = p_ns AND w.name = 'sessions';
   v_resumed := greatest(coalesce(v_resumed, v_started), pg_postmaster_start_time());
   FOR v_session IN SELECT s.id FROM pawl.session s
@@ -59,7 +62,7 @@ BEGIN
       v_did := v_did + 1;
     END IF;
   END LOOP;
-  PERFORM pawl.sweep_report(p_ns, 'sessions', v_started, v_did, NULL);
+  PERFORM pawl.sweep_report(p_ns, 'sessions', v_started, v_did, NULL, v_away);
   RETURN ARRAY(SELECT s.id FROM pawl.session s WHERE s.ns = p_ns AND s.rescued_at IS NULL AND s.ended_at IS NOT NULL ORDER BY s.id LIMIT p_limit);
 END $$;
 -- +goose StatementEnd

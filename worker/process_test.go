@@ -97,7 +97,7 @@ func register(w *worker.Worker) {
 type process struct {
 	cmd  *osexec.Cmd
 	out  chan worker.Stats // one, if it ended by itself
-	done chan error
+	done chan error // how it ended
 }
 
 func startProcess(tb testing.TB, url, point, how string) *process {
@@ -128,7 +128,8 @@ func startProcess(tb testing.TB, url, point, how string) *process {
 		_ = in.Close()
 		_ = cmd.Process.Kill()
 		select {
-		case <-p.done:
+		case err := <-p.done:
+			tb.Logf("worker process %d ended: %v", cmd.Process.Pid, err)
 		case <-time.After(patience):
 			tb.Error("a worker process does not end")
 		}
