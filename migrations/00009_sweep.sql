@@ -181,6 +181,7 @@ BEGIN
       v_n := v_n + 1;
     END IF;
   END LOOP;
+  PERFORM pawl.partition_ahead();  -- the new cluster's xids may be beyond the ranges that came along
   RETURN v_n;
 END $$;
 -- +goose StatementEnd

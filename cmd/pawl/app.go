@@ -74,7 +74,7 @@ func (a *app) pool(ctx context.Context) (*pgxpool.Pool, error) {
 	return a.connect(ctx, config)
 }
 
-// once is pool for a command that asks a few things and ends. It also works through a pooler in transaction mode.
+// once is pool for a command that asks a few things, or now and then. It also works through a pooler in transaction mode.
 func (a *app) once() (*pgxpool.Pool, error) {
 	config, err := a.config()
 	if err != nil {
@@ -89,6 +89,26 @@ func throughPooler(config *pgxpool.Config) {
 	if config.ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
+}
+
+// checkURL is url for package migrate to look at the schema, as throughPooler has it.
+func (a *app) checkURL() (string, error) {
+	const mode = "default_query_exec_mode"
+	u, err := a.url()
+	if err != nil || strings.Contains(u, mode) {
+		return u, err
+	}
+	parsed, err := url.Parse(u)
+	if err != nil {
+		return u, nil // whoever connects says what is wrong
+	}
+	if parsed.Scheme == "" { // keywords and values
+		return u + " " + mode + "=cache_describe", nil
+	}
+	query := parsed.Query()
+	query.Set(mode, "cache_describe")
+	parsed.RawQuery = query.Encode()
+	return parsed.String(), nil
 }
 
 func (a *app) config() (*pgxpool.Config, error) {

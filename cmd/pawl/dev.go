@@ -286,7 +286,7 @@ func (d *dev) runExample(ctx context.Context, cancel context.CancelCauseFunc) (e
 // conclude prints the report. The error says that the totals are wrong.
 func (d *dev) conclude() error {
 	d.live.end()
-	if err := d.report.print(d.app); err != nil {
+	if err := d.report.write(d.app); err != nil {
 		return err
 	}
 	if !d.report.Equal {

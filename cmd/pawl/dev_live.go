@@ -162,7 +162,7 @@ func newPace(now time.Time) *pace { return &pace{began: now, points: []pacePoint
 
 // rate adds a count and returns by how much it rises in a second.
 func (p *pace) rate(now time.Time, count int) float64 {
-	for len(p.points) > 1 && now.Sub(p.points[1].at) > paceSpan {
+	for len(p.points) > 1 && now.Sub(p.points[1].at) >= paceSpan {
 		p.points = p.points[1:]
 	}
 	first := p.points[0]

@@ -68,8 +68,8 @@ func (r *devReport) tookAttempts(a gosrc.Attempts) {
 	r.Sessions, r.Attempts, r.Lost, r.Failed, r.LostJob, r.LostPath = a.Sessions, a.Total, a.Lost, a.Failed, a.Example, a.ExamplePath
 }
 
-// print writes the report, as text or JSON.
-func (r *devReport) print(a *app) error {
+// write writes the report, as text or JSON.
+func (r *devReport) write(a *app) error {
 	if a.json {
 		return a.printJSON(r)
 	}
@@ -108,9 +108,9 @@ func (r *devReport) table(w io.Writer) error {
 
 func (r *devReport) proof(w io.Writer) {
 	if r.Equal {
-		fmt.Fprintf(w, "\nProof: counted one by one without a database (%.1f s), %s agree in every figure.", r.WalkS, plural(r.Packages, "package"))
+		fmt.Fprintf(w, "\nProof: counted one by one without a database (%.1f s), %s in every figure.", r.WalkS, plural(r.Packages, "package agrees", "packages agree"))
 		if r.Sum.Bad > 0 {
-			fmt.Fprintf(w, " %s, in both, and counted for their lines only.", plural(r.Sum.Bad, "file does not parse", "files do not parse"))
+			fmt.Fprintf(w, " %s.", plural(r.Sum.Bad, "file does not parse and counts for its lines only", "files do not parse and count for their lines only"))
 		}
 		fmt.Fprintln(w)
 		return

@@ -48,7 +48,7 @@ func (c *doctorCmd) Run(a *app) error {
 func (a *app) checkVersions() (coordinator.Finding, error) {
 	f := coordinator.Finding{Check: "schema", Level: coordinator.LevelOK, Value: float64(schemaVersion()), Unit: "version"}
 	f.Message = fmt.Sprintf("at version %d, which this binary wants", schemaVersion())
-	u, err := a.url()
+	u, err := a.checkURL()
 	if err != nil {
 		return f, err
 	}

@@ -6,7 +6,11 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
+
+// sameInterrupt is how close two signals are one interrupt: a terminal sends one, and a parent process passes it on.
+const sameInterrupt = time.Second / 2
 
 // main stops on the first interrupt as soon as what runs has come to an end, and on the second at once.
 func main() {
@@ -16,7 +20,9 @@ func main() {
 	go func() {
 		<-signals
 		cancel()
-		<-signals
+		for first := time.Now(); time.Since(first) < sameInterrupt; {
+			<-signals
+		}
 		os.Exit(exitInterrupted)
 	}()
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))

@@ -19,7 +19,7 @@ func (*migrateStatusCmd) Help() string {
 
 // Run lists migrations.
 func (*migrateStatusCmd) Run(a *app) error {
-	u, err := a.url()
+	u, err := a.checkURL()
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func pending(all []migrate.Migration) error {
 
 // checkSchema is an error if the database lacks migrations. One that is newer than this binary only gets a warning: during a rolling deploy it is.
 func (a *app) checkSchema() error {
-	u, err := a.url()
+	u, err := a.checkURL()
 	if err != nil {
 		return err
 	}

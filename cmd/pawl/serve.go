@@ -19,7 +19,7 @@ func (*serveCmd) Help() string {
 
 // Run coordinates until the first interrupt.
 func (c *serveCmd) Run(a *app) error {
-	pool, err := a.pool(a.ctx)
+	pool, err := a.once()
 	if err != nil {
 		return err
 	}
@@ -39,11 +39,15 @@ func (c *serveCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(a.ctx, func() { a.log.Info("coordinator stops when its sweeps are done; interrupt again to stop at once") })
-	defer stop()
+	told := make(chan struct{})
+	context.AfterFunc(a.ctx, func() {
+		a.log.Info("coordinator stops when its sweeps are done; interrupt again to stop at once")
+		close(told)
+	})
 	if err := coord.Run(a.ctx); err != nil {
 		return err
 	}
+	<-told
 	a.log.Info("coordinator stopped")
 	return nil
 }

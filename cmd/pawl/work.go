@@ -86,13 +86,15 @@ func (c *workCmd) Run(a *app) error {
 	worker.HandleResult(w, kindHTTP, newHTTPCaller(c.AllowPrivate, version).handle)
 	worker.HandleResult(w, kindExec, commands.handle)
 	a.log.Info("worker starts", "queues", queues, "commands", len(commands), "version", version)
-	stop := context.AfterFunc(a.ctx, func() {
+	told := make(chan struct{})
+	context.AfterFunc(a.ctx, func() {
 		a.log.Info("worker stops when its running jobs are done; interrupt again to stop at once", "running", w.Stats().Running, "drain", c.Drain)
+		close(told)
 	})
-	defer stop()
 	if err := w.Run(a.ctx); err != nil {
 		return err
 	}
+	<-told
 	s := w.Stats()
 	a.log.Info("worker stopped", "succeeded", s.Succeeded, "failed", s.Failed, "lost", s.Lost, "unknown", s.Unknown)
 	return nil

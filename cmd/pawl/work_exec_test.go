@@ -39,7 +39,7 @@ func TestExecOutcomes(t *testing.T) {
 		{"cat", `{"name": "x", "input": {"a": [1]}}`, job.Succeeded, `{"a":[1]}`, ""},
 		{"cat", `{"name": "x"}`, job.Succeeded, `{}`, ""}, // none
 		{"true", `{"name": "x", "input": "not read"}`, job.Succeeded, `{}`, ""},
-		{"printf '\\377'", `{"name": "x"}`, job.Succeeded, `"\ufffd"`, ""},
+		{"printf '\\377'", `{"name": "x"}`, job.Succeeded, "\"\uFFFD\"", ""},
 		{"echo oh no >&2; exit 3", `{"name": "x"}`, job.Discarded, "null", "exit code 3: oh no"},
 		{"exit 1", `{"name": "x"}`, job.Discarded, "null", "exit code 1"},
 		{"echo later >&2; exit 75", `{"name": "x"}`, job.Failed, "null", "exit code 75, try again: later"},
@@ -154,7 +154,7 @@ func TestWorkExec(t *testing.T) {
 	for args, want := range map[string]string{
 		`{"name": "echo", "input": {"a": 1}}`: `{"a":1}`,
 		`{"name": "zero"}`:                    `{"a":"\u0000 \ud800"}`,
-		`{"name": "bytes"}`:                   `"\"\u0000\ufffd"`,
+		`{"name": "bytes"}`:                   `"\"\u0000`+"\uFFFD\"",
 		`{"name": "echo"}`:                    ``,
 	} {
 		id := enqueue(t, url, "pawl.exec", args)

@@ -31,7 +31,7 @@ func TestWorkBadInput(t *testing.T) {
 		{[]string{"--queue", "a=0"}, []string{`queue "a": 0 slots`}},
 		{[]string{"--queue", "=5"}, []string{"queue's name"}},
 		{[]string{"--queue", "a", "--queue", "a=2"}, []string{"named twice"}},
-		{[]string{"--queue", "a=0", "--drain", "-1s"}, []string{"0 slots", "drain"}},
+		{[]string{"--queue", "a=0", "--drain=-1s"}, []string{"0 slots", "drain"}},
 		{[]string{"--config", "/no/such/file"}, []string{"/no/such/file"}},
 		{[]string{"--config", config("{bad")}, []string{"--config", "invalid character"}},
 		{[]string{"--config", config(`{"commands": {}} {}`)}, []string{"behind the JSON object"}},

@@ -148,12 +148,12 @@ func TestEngineFenced(t *testing.T) {
 			return fmt.Errorf("settle of an ended session: got %q, want none", got)
 		}
 		return nil
-	}, without{"the nonce in finish", "finish", "AND c.nonce = t.nonce", ""},
-		without{"the session in finish", "finish", "AND c.session_id = p_session", ""},
+	}, without{"the nonce in finish", "finish", "AND x.nonce = t.nonce", ""},
+		without{"the session in finish", "finish", "AND x.session_id + 0 = p_session", ""},
 		without{"the session's end in finish", "finish", "AND s.ended_at IS NULL", ""},
 		without{"the range in finish", "finish", "t.jobs * int4multirange(int4range(0, c.jobs))", "t.jobs"},
 		without{"the nonce in claim_held", "claim_held", "AND c.nonce = p_nonce", ""},
-		without{"the session in claim_held", "claim_held", "AND c.session_id = p_session", ""},
+		without{"the session in claim_held", "claim_held", "AND c.session_id + 0 = p_session", ""},
 		without{"the session's end in claim_held", "claim_held", "AND s.ended_at IS NULL", ""},
 		without{"the range in claim_held", "claim_held", "AND p_ordinal >= 0 AND p_ordinal < c.jobs", ""})
 }
@@ -183,7 +183,7 @@ func TestEngineReusedClaimID(t *testing.T) {
 		}
 		e.finishAll(e.pool, again)
 		return nil
-	}, without{"the nonce in finish", "finish", "AND c.nonce = t.nonce", ""},
+	}, without{"the nonce in finish", "finish", "AND x.nonce = t.nonce", ""},
 		without{"the nonce in claim_held", "claim_held", "AND c.nonce = p_nonce", ""})
 }
 
