@@ -80,6 +80,7 @@ func (c *Coordinator) sweepSessions(ctx context.Context, r *Report) error {
 	r.Skipped = !row.Did
 	var faults []error
 	for _, id := range row.Ended {
+		before := r.Did
 		for range passesMax {
 			got, err := c.q.RescueSession(ctx, db.RescueSessionParams{Ns: c.conf.Namespace, SessionID: id, ClaimsMax: claimsMax})
 			if err != nil {
@@ -87,12 +88,12 @@ func (c *Coordinator) sweepSessions(ctx context.Context, r *Report) error {
 				break
 			}
 			r.Did += int64(got.Jobs)
-			if got.Jobs > 0 {
-				c.conf.Logger.Warn("jobs of an ended session put back in line", "session", id, "jobs", got.Jobs)
-			}
 			if !got.LeftOver {
 				break
 			}
+		}
+		if r.Did > before {
+			c.conf.Logger.Warn("jobs of an ended session put back in line", "session", id, "jobs", r.Did-before)
 		}
 	}
 	return errors.Join(faults...)

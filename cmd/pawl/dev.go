@@ -26,6 +26,8 @@ const (
 	devWorkersMax = 32
 	// devLook is how often the run is looked at, for the live line and for kills.
 	devLook = 100 * time.Millisecond
+	// devLookShare keeps looking from being work itself: one part in so many of the time.
+	devLookShare = 20
 	// devStallMax is how long nothing may be counted before the run is given up.
 	devStallMax = 2 * time.Minute
 	// devStopMax bounds the end of the worker processes, and of the server.
@@ -346,6 +348,7 @@ func (d *dev) watch(ctx context.Context) error {
 		pace   = newPace(time.Now())
 		last   = time.Now() // when the count rose
 		before gosrc.Progress
+		away   = false
 		kills  = 0
 	)
 	defer tick.Stop()
@@ -355,21 +358,23 @@ func (d *dev) watch(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-tick.C:
 		}
-		p, err := gosrc.ReadProgress(ctx, d.pool, d.run)
-		if err != nil {
-			return err
-		}
+		looked := time.Now()
+		p, earlier, err := d.look(ctx)
 		now := time.Now()
-		earlier := d.earlier
-		if d.earlier > 0 {
-			if d.earlier, err = gosrc.Unfinished(ctx, d.pool, d.run); err != nil {
-				return err
+		tick.Reset(max(devLook, devLookShare*now.Sub(looked)))
+		switch {
+		case err != nil && now.Sub(last) > devStallMax:
+			return err
+		case err != nil: // the database is away for a moment, as it is for the workers
+			if !away {
+				d.live.say("  the database does not answer, trying again: %s", db.Message(err))
 			}
-		}
-		if p.Done > before.Done || d.earlier < earlier {
+			away = true
+			continue
+		case p.Done > before.Done || earlier < d.earlier:
 			last = now
 		}
-		before = p
+		away, before, d.earlier = false, p, earlier
 		d.live.show(d.progress(p, pace.rate(now, p.Done), pace.elapsed(now)))
 		if p.Finished {
 			return nil
@@ -381,6 +386,14 @@ func (d *dev) watch(ctx context.Context) error {
 			kills++
 		}
 	}
+}
+
+// look reads how far this run is, and how much is left of earlier ones.
+func (d *dev) look(ctx context.Context) (p gosrc.Progress, earlier int, err error) {
+	if p, err = gosrc.ReadProgress(ctx, d.pool, d.run); err == nil && d.earlier > 0 {
+		earlier, err = gosrc.Unfinished(ctx, d.pool, d.run)
+	}
+	return p, earlier, err
 }
 
 // stalled tells what the run waits for.

@@ -41,9 +41,11 @@ type cli struct {
 	Session sessionCmd `cmd:"" help:"Look at the processes that take part."`
 	Sweep   sweepCmd   `cmd:"" help:"Run one sweep now, or list what the sweeps did."`
 	Doctor  doctorCmd  `cmd:"" help:"Check the database and everything that Pawl relies on."`
+	Bench   benchCmd   `cmd:"" help:"Measure, on a private Postgres with fsync on."`
 	Version versionCmd `cmd:"" help:"Print the version of this binary."`
 
-	DevWorker devWorkerCmd `cmd:"" hidden:""`
+	DevWorker   devWorkerCmd   `cmd:"" hidden:""`
+	BenchWorker benchWorkerCmd `cmd:"" hidden:""`
 }
 
 type migrateCmd struct {

@@ -231,16 +231,20 @@ func (s *storm) check() {
 		s.Errorf("places in line: got %d never claimed and %d claimed too often, want none", missed, surplus)
 	}
 	got := map[int64]bool{}
+	var wrong, missing []int64
 	for _, id := range all[int64](s.engine, s.pool, "SELECT DISTINCT job_id FROM ("+taken+") x") {
 		got[id] = true
 		if s.rolledBack[id] {
-			s.Errorf("job %d was claimed, but rolled back", id)
+			wrong = append(wrong, id)
 		}
 	}
 	for id := range s.committed {
 		if !got[id] {
-			s.Errorf("job %d was committed, but never claimed", id)
+			missing = append(missing, id)
 		}
+	}
+	if len(wrong) > 0 || len(missing) > 0 {
+		s.Errorf("jobs: got %v claimed though rolled back, %v committed but never claimed, want none", wrong, missing)
 	}
 	succeeded := get[int](s.engine, s.pool, "SELECT sum(upper(u) - lower(u)) FROM pawl.receipt r CROSS JOIN LATERAL unnest(r.jobs) u WHERE r.outcome = 'succeeded'")
 	if succeeded != len(s.committed) {
@@ -325,7 +329,6 @@ func TestEngineOneJob(t *testing.T) {
 		t.Errorf("ends: got %d, want %d, one for each of %d lives but for %d that go on", ends, want, lives.Load(), open)
 	}
 	t.Logf("%d lives: %v", lives.Load(), all[string](e, e.pool, "SELECT outcome || ' ' || count(*) FROM pawl.receipt GROUP BY outcome"))
-	t.Logf("%v", all[string](e, e.pool, "SELECT j::text FROM pawl.job_state(1::smallint, 1024) j union all SELECT s::text FROM pawl.scheduled s"))
 }
 
 // workRoughly claims one job and ends it in some way, or dies: then the session returned is a new one.
