@@ -219,17 +219,17 @@ func (c *Coordinator) checkPartitions(ctx context.Context) ([]Finding, error) {
 		if rate := (r.Position - r.PositionAt) / max(r.AgeS, 60); rate > 0 {
 			left = seconds((r.RangeTo - r.Position) / rate)
 		}
-		text := fmt.Sprintf("room for %.0f more", max(r.RangeTo-r.Position, 0))
+		text := fmt.Sprintf("%.0f %% of the last range used", f.Value*100)
 		if left < 30*24*time.Hour {
-			text += fmt.Sprintf(", %s at the recent rate", short(left))
+			text += fmt.Sprintf(", which lasts for %s at the recent rate", short(left))
 		}
 		switch {
 		case r.Position >= r.RangeTo:
 			f.bad(remedy, "no room left: inserts fail")
 		case f.Value > roomUsedBad, left < roomBad:
-			f.bad(remedy, "%s: the last range is in use, and past it inserts fail", text)
+			f.bad(remedy, "%s; past it inserts fail", text)
 		case f.Value > 0, left < roomWarn:
-			f.warn(remedy, "%s: the last range is in use", text)
+			f.warn(remedy, "%s", text)
 		default:
 			continue
 		}

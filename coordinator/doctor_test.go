@@ -160,7 +160,7 @@ func TestDoctor_Partitions(t *testing.T) {
 		t.Fatal(err)
 	}
 	found := examine(t, c)
-	expect(t, found, "partitions of job", coordinator.LevelWarn, "the last range is in use", "pawl sweep partitions")
+	expect(t, found, "partitions of job", coordinator.LevelWarn, "of the last range used", "pawl sweep partitions")
 	exec(t, pool, "UPDATE pawl.partition SET range_to = 1500 WHERE parent = 'job'")
 	expect(t, examine(t, c), "partitions of job", coordinator.LevelBad, "past it inserts fail")
 	exec(t, pool, "UPDATE pawl.partition SET range_to = 1000 WHERE parent = 'job'")

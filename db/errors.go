@@ -39,7 +39,7 @@ func Message(err error) string {
 // IsUnmigrated tells that the schema pawl, or something in it, does not exist.
 func IsUnmigrated(err error) bool {
 	switch Code(err) {
-	case "3F000", "42P01", "42883":
+	case "3F000", "42P01", "42883", "42703", "42704":
 		return true
 	}
 	return false

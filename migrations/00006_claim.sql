@@ -125,6 +125,10 @@ BEGIN
   END IF;
   p_limit := least(p_limit, 10000);
   v_snap := pg_current_snapshot();
+  IF l.c_epoch = l.epoch AND l.c_xid >= pg_snapshot_xmax(v_snap) THEN
+    -- A position in the future: a copy came from a cluster with this one's identity (cloned on disk) and more xids. Its jobs would be skipped.
+    PERFORM pawl.raise_moved(q.name) FROM pawl.queue q WHERE q.ns = p_ns AND q.id = p_queue;
+  END IF;
 
   FOR i IN 1 .. coalesce(cardinality(l.late_xid), 0) LOOP
     IF v_n < p_limit AND (l.c_epoch < l.epoch OR pg_visible_in_snapshot(l.late_xid[i], v_snap)) THEN

@@ -160,7 +160,7 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- After a dump and restore, a copy or pg_upgrade: takes each line of another cluster home. Its newest claim's position becomes its base, its epoch counts up,
+-- After a dump and restore, a copy or pg_upgrade: takes each line of another cluster home, and those that stand in this one's future. Its newest claim's position becomes its base, its epoch counts up,
 -- and rows of earlier epochs count as settled. No Pawl process may run meanwhile in the old place. Gives the number of lines.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.rebase(p_ns smallint) RETURNS int
@@ -171,17 +171,18 @@ DECLARE
   v_cluster bigint := pawl.cluster();
   v_n       int := 0;
 BEGIN
-  FOR k IN SELECT x.queue_id, x.priority FROM pawl.line x WHERE x.ns = p_ns AND x.cluster <> v_cluster ORDER BY x.queue_id, x.priority LOOP
+  PERFORM pawl.partition_ahead();  -- this cluster's xids may be beyond every range
+  FOR k IN SELECT x.queue_id, x.priority FROM pawl.line x WHERE x.ns = p_ns ORDER BY x.queue_id, x.priority LOOP
     PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, k.queue_id, k.priority));
     SELECT p.* INTO l FROM pawl.line_position(p_ns, k.queue_id, k.priority) p;
     UPDATE pawl.line x SET epoch = x.epoch + 1, cluster = v_cluster, base_epoch = l.c_epoch, base_xid = l.c_xid, base_id = l.c_id, base_taken = l.c_taken,
         base_late_xid = l.late_xid, base_late_id = l.late_id, base_late_taken = l.late_taken
-      WHERE x.ns = p_ns AND x.queue_id = k.queue_id AND x.priority = k.priority AND x.cluster <> v_cluster;
+      WHERE x.ns = p_ns AND x.queue_id = k.queue_id AND x.priority = k.priority
+        AND (x.cluster <> v_cluster OR l.c_epoch = l.epoch AND l.c_xid >= pg_snapshot_xmax(pg_current_snapshot()));
     IF FOUND THEN
       v_n := v_n + 1;
     END IF;
   END LOOP;
-  PERFORM pawl.partition_ahead();  -- the new cluster's xids may be beyond the ranges that came along
   RETURN v_n;
 END $$;
 -- +goose StatementEnd

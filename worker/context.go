@@ -20,6 +20,13 @@ type taskContext struct {
 
 var _ context.Context = (*taskContext)(nil)
 
+// expire sets the deadline, before the handler is called. The heartbeat may be cancelling the context at that moment.
+func (c *taskContext) expire(at time.Time) {
+	c.mu.Lock()
+	c.deadline = at
+	c.mu.Unlock()
+}
+
 // get returns the real context; with make it is made if need be, else only when the deadline has passed.
 func (c *taskContext) get(make bool) context.Context {
 	c.mu.Lock()

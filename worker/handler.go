@@ -48,7 +48,8 @@ func HandleResult[A, R any](w *Worker, d *job.Definition[A], h func(ctx context.
 
 // HandleTx registers a handler whose effects happen exactly once: it gets a READ COMMITTED transaction, and what it writes there, the result it returns, what it
 // enqueues through tx and the job's success commit together, or not at all. An attempt that was lost meanwhile (the process was frozen past its session's ttl)
-// cannot commit. The handler must not commit or roll back tx itself. Bounds: the job's timeout, and Config.Grace idle in the transaction.
+// cannot commit. While the database is away and no transaction can begin, jobs are handed back with a delay and use no attempt.
+// The handler must not commit or roll back tx itself. Bounds: the job's timeout, and Config.Grace idle in the transaction.
 func HandleTx[A, R any](w *Worker, d *job.Definition[A], h func(ctx context.Context, tx pgx.Tx, j *job.Job[A]) (R, error)) {
 	w.register(d.Kind(), func(ctx context.Context, r *run, t *task) (result json.RawMessage, ended bool, err error) {
 		err = wrap(ctx, w, t, func(ctx context.Context, j *job.Job[A]) (err error) {
@@ -124,6 +125,9 @@ func (r *run) call(ctx context.Context, t *task) (result json.RawMessage, ended 
 	return t.handler(ctx, r, t)
 }
 
+// errNotBegun says that a handler of HandleTx was not called, since its transaction could not begin: the database was away.
+var errNotBegun = errors.New("worker: transaction not begun")
+
 // errCommitTx is what a HandleTx handler gets that tries to end its transaction.
 var errCommitTx = errors.New("worker: the transaction of HandleTx is committed with the job's receipt, not by the handler")
 
@@ -136,12 +140,12 @@ func (guardedTx) Rollback(context.Context) error { return errCommitTx }
 func inTx(ctx context.Context, r *run, t *task, do func(pgx.Tx) (json.RawMessage, error)) (ended bool, err error) {
 	conn, err := r.w.pool.Acquire(ctx)
 	if err != nil {
-		return false, fmt.Errorf("transaction: %w", err)
+		return false, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	defer conn.Release()
 	tx, err := conn.BeginTx(ctx, pgx.TxOptions{BeginQuery: r.beginTx})
 	if err != nil {
-		return false, fmt.Errorf("transaction: %w", err)
+		return false, fmt.Errorf("%w: %w", errNotBegun, err)
 	}
 	rollback := func() {
 		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), r.w.conf.Grace)

@@ -21,6 +21,9 @@ var errTimeout = job.ErrTimeout
 // ResultBytesMax bounds what a handler may return.
 const ResultBytesMax = 1 << 20
 
+// notBegunDelay is how long a job waits that was handed back since the database was away.
+const notBegunDelay = time.Second
+
 // closeMax bounds what is said to the server on the way out.
 const closeMax = 5 * time.Second
 
@@ -198,8 +201,13 @@ func (r *run) end(t *task, result json.RawMessage, done bool, err, cause error) 
 		err = job.Discard(fmt.Errorf("result of %d bytes exceeds %d", len(result), ResultBytesMax))
 	}
 	e := job.EndingOf(err)
-	if e.Outcome == job.Failed && errors.Is(cause, ErrStopping) {
+	switch {
+	case e.Outcome != job.Failed:
+	case errors.Is(cause, ErrStopping):
 		e = job.Ending{Outcome: job.Returned}
+	case cause == nil && errors.Is(err, errNotBegun):
+		delay := notBegunDelay
+		e = job.Ending{Outcome: job.Returned, Delay: &delay, Err: err}
 	}
 	if e.Outcome == job.Failed && e.Delay == nil && errors.Is(cause, errTimeout) && !errors.Is(e.Err, errTimeout) {
 		e.Err = fmt.Errorf("%w after %s: %w", errTimeout, t.timeout, e.Err)

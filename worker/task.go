@@ -62,7 +62,7 @@ const (
 // begin moves a waiting task to running. False: it was ended before a slot took it.
 func (t *task) begin() bool {
 	if t.timeout > 0 {
-		t.ctx.deadline = time.Now().Add(t.timeout)
+		t.ctx.expire(time.Now().Add(t.timeout))
 	}
 	return t.state.CompareAndSwap(waiting, running)
 }

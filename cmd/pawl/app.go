@@ -65,23 +65,15 @@ func (a *app) url() (string, error) {
 	return "", fmt.Errorf(`%w: set --database-url or PAWL_DATABASE_URL, or start a private Postgres with "pawl dev"`, errNoDatabase)
 }
 
-// pool connects to that database, makes sure that it answers, and looks the namespace up. Close the pool.
+// pool connects to that database, makes sure that it answers, and looks the namespace up. It is for commands that ask a few things, or now and then:
+// it works through a pooler in transaction mode, at the price of not preparing statements. Close the pool.
 func (a *app) pool(ctx context.Context) (*pgxpool.Pool, error) {
 	config, err := a.config()
 	if err != nil {
 		return nil, err
 	}
-	return a.connect(ctx, config)
-}
-
-// once is pool for a command that asks a few things, or now and then. It also works through a pooler in transaction mode.
-func (a *app) once() (*pgxpool.Pool, error) {
-	config, err := a.config()
-	if err != nil {
-		return nil, err
-	}
 	throughPooler(config)
-	return a.connect(a.ctx, config)
+	return a.connect(ctx, config)
 }
 
 // throughPooler makes connections prepare nothing that a pooler in transaction mode would lose, unless the URL says how they are to do it.

@@ -40,8 +40,14 @@ type figure struct {
 }
 
 var figures = []figure{
-	{"insert", (*bench).drain}, {"single", (*bench).single}, {"contended", (*bench).contended}, {"pickup", (*bench).pickup},
-	{"idle", (*bench).idle}, {"due", (*bench).due}, {"rss", (*bench).rss}, {"rescue", (*bench).rescue},
+	{"insert", (*bench).drain},
+	{"single", (*bench).single},
+	{"contended", (*bench).contended},
+	{"pickup", (*bench).pickup},
+	{"idle", (*bench).idle},
+	{"due", (*bench).due},
+	{"rss", (*bench).rss},
+	{"rescue", (*bench).rescue},
 }
 
 // bench is a run of "pawl bench jobs".

@@ -26,8 +26,9 @@ const (
 	devWorkersMax = 32
 	// devLook is how often the run is looked at, for the live line and for kills.
 	devLook = 100 * time.Millisecond
-	// devLookShare keeps looking from being work itself: one part in so many of the time.
+	// devLookShare keeps looking from being work itself: one part in so many of the time, but once in devLookMax.
 	devLookShare = 20
+	devLookMax   = time.Second
 	// devStallMax is how long nothing may be counted before the run is given up.
 	devStallMax = 2 * time.Minute
 	// devStopMax bounds the end of the worker processes, and of the server.
@@ -361,7 +362,7 @@ func (d *dev) watch(ctx context.Context) error {
 		looked := time.Now()
 		p, earlier, err := d.look(ctx)
 		now := time.Now()
-		tick.Reset(max(devLook, devLookShare*now.Sub(looked)))
+		tick.Reset(min(max(devLook, devLookShare*now.Sub(looked)), devLookMax))
 		switch {
 		case err != nil && now.Sub(last) > devStallMax:
 			return err

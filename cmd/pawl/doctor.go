@@ -21,7 +21,7 @@ func (*doctorCmd) Help() string {
 
 // Run checks, or rebases.
 func (c *doctorCmd) Run(a *app) error {
-	pool, err := a.once()
+	pool, err := a.pool(a.ctx)
 	if err != nil {
 		return err
 	}

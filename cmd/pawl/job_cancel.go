@@ -43,7 +43,7 @@ func ended(s job.State) string {
 // eachJob does something to each job and says what came of it: as one word for JSON and as a sentence. Jobs that cannot be changed do not keep the
 // others from it; the error is the first one's.
 func (a *app) eachJob(ids []int64, do func(context.Context, *pgxpool.Pool, int64) (was job.State, did, sentence string, err error)) error {
-	pool, err := a.once()
+	pool, err := a.pool(a.ctx)
 	if err != nil {
 		return err
 	}

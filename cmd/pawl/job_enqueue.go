@@ -58,7 +58,7 @@ func (c *jobEnqueueCmd) Run(a *app) error {
 	if c.DedupeFor != 0 && c.DedupeKey == "" {
 		return usagef("--dedupe-for needs --dedupe-key")
 	}
-	pool, err := a.once()
+	pool, err := a.pool(a.ctx)
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ func (c *jobListCmd) Run(a *app) error {
 	if c.State != "" && !slices.Contains(states, c.State) {
 		return usagef("--state %q is none of %s", c.State, strings.Trim(fmt.Sprint(states), "[]"))
 	}
-	pool, err := a.once()
+	pool, err := a.pool(a.ctx)
 	if err != nil {
 		return err
 	}

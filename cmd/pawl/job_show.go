@@ -33,7 +33,7 @@ func (*jobShowCmd) Help() string {
 
 // Run tells a job's story.
 func (c *jobShowCmd) Run(a *app) error {
-	pool, err := a.once()
+	pool, err := a.pool(a.ctx)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ func (c *queuePauseCmd) Run(a *app) error {
 
 // eachQueue does something to each queue and says so. Queues that cannot be changed do not keep the others from it; the error is the first one's.
 func (a *app) eachQueue(names []string, did string, do func(context.Context, *pgxpool.Pool, string) error) error {
-	pool, err := a.once()
+	pool, err := a.pool(a.ctx)
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ const nowhere = "postgres://someone:secret@127.0.0.1:1/x"
 func TestHelp(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
-		nil, {"--help"}, {"job", "--help"}, {"job", "enqueue", "--help"}, {"work", "--help"}, {"doctor", "-h"}, {"migrate", "--help"},
+		nil, {"--help"}, {"job", "--help"}, {"job", "enqueue", "--help"}, {"work", "--help"}, {"doctor", "-h"}, {"migrate", "--help"}, {"help"}, {"help", "job", "list"},
 	} {
 		var out, stderr bytes.Buffer
 		code := run(t.Context(), args, strings.NewReader(""), &out, &stderr)
@@ -42,6 +42,10 @@ func TestHelp(t *testing.T) {
 func TestVersion(t *testing.T) {
 	t.Parallel()
 	mentions(t, must(t, exitOK, nowhere, "version"), "pawl ", "schema ", "go1.")
+	var out, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"--version"}, strings.NewReader(""), &out, &stderr); code != exitOK || !strings.Contains(out.String(), "pawl ") {
+		t.Errorf("--version: exit code %d, %s%s", code, out.String(), stderr.String())
+	}
 	got := mustJSON[build](t, exitOK, nowhere, "version")
 	if got.Version == "" || got.Schema != schemaVersion() || got.Schema < 9 {
 		t.Errorf("got %+v", got)

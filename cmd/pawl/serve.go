@@ -19,7 +19,7 @@ func (*serveCmd) Help() string {
 
 // Run coordinates until the first interrupt.
 func (c *serveCmd) Run(a *app) error {
-	pool, err := a.once()
+	pool, err := a.pool(a.ctx)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ func (c *sessionListCmd) Run(a *app) error {
 	if c.Limit < 1 || c.Limit > 10_000 {
 		return usagef("--limit %d is outside 1 to 10,000", c.Limit)
 	}
-	pool, err := a.once()
+	pool, err := a.pool(a.ctx)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ func (c *sweepCmd) Run(a *app) error {
 	if c.Name != "" && !slices.Contains(coordinator.SweepNames(), c.Name) {
 		return usagef("there is no sweep %q; there are %s", c.Name, strings.Join(coordinator.SweepNames(), ", "))
 	}
-	pool, err := a.once()
+	pool, err := a.pool(a.ctx)
 	if err != nil {
 		return err
 	}

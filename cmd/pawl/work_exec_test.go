@@ -154,7 +154,7 @@ func TestWorkExec(t *testing.T) {
 	for args, want := range map[string]string{
 		`{"name": "echo", "input": {"a": 1}}`: `{"a":1}`,
 		`{"name": "zero"}`:                    `{"a":"\u0000 \ud800"}`,
-		`{"name": "bytes"}`:                   `"\"\u0000`+"\uFFFD\"",
+		`{"name": "bytes"}`:                   `"\"\u0000` + "\uFFFD\"",
 		`{"name": "echo"}`:                    ``,
 	} {
 		id := enqueue(t, url, "pawl.exec", args)
