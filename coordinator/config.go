@@ -16,6 +16,8 @@ type Config struct {
 	Specs map[string]string
 	// DueMax is how long, at most, the due sweep waits when it knows of nothing due earlier. Default: 1 s.
 	DueMax time.Duration
+	// PollOnly turns hints (LISTEN) off, as behind a transaction pooler. Default: a hint makes the due sweep look at once.
+	PollOnly bool
 	// Logger receives what the sweeps did. Default: none.
 	Logger *slog.Logger
 }

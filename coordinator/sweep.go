@@ -168,9 +168,11 @@ func (c *Coordinator) hint(ctx context.Context, queues []int32) {
 // runDue runs the due sweep at the next due time, at most every DueMax, and at once when a hint says that something was scheduled.
 func (c *Coordinator) runDue(ctx context.Context) {
 	hints := make(chan struct{}, 1)
-	stopped := make(chan struct{})
-	go func() { defer close(stopped); c.listenDue(ctx, hints) }()
-	defer func() { <-stopped }()
+	if !c.conf.PollOnly {
+		stopped := make(chan struct{})
+		go func() { defer close(stopped); c.listenDue(ctx, hints) }()
+		defer func() { <-stopped }()
+	}
 	var (
 		d        due
 		fullAt   = -fullEvery

@@ -9,7 +9,8 @@ import (
 
 // serveCmd is "pawl serve".
 type serveCmd struct {
-	Migrate bool `help:"Apply pending migrations first."`
+	Migrate  bool `help:"Apply pending migrations first."`
+	PollOnly bool `help:"Do without LISTEN, as behind PgBouncer in transaction mode."`
 }
 
 // Help is the long help text.
@@ -35,7 +36,7 @@ func (c *serveCmd) Run(a *app) error {
 	} else if err := a.checkSchema(); err != nil {
 		return err
 	}
-	coord, err := coordinator.New(pool, coordinator.Config{Namespace: a.namespace, Logger: a.log})
+	coord, err := coordinator.New(pool, coordinator.Config{Namespace: a.namespace, PollOnly: c.PollOnly, Logger: a.log})
 	if err != nil {
 		return err
 	}

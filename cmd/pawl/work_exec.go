@@ -23,7 +23,7 @@ const (
 	commandOutputMax      = 64 << 10 // of standard output, in bytes
 	commandErrorMax       = 4 << 10  // the end of standard error, in bytes
 	commandEndMax         = 5 * time.Second
-	exitTempFail          = 75 // EX_TEMPFAIL of sysexits.h
+	exitDataErr           = 65 // EX_DATAERR of sysexits.h: another attempt would fail as well
 )
 
 // command is what a job may have run, as this worker's configuration names it.
@@ -118,10 +118,10 @@ func (c command) run(ctx context.Context, id int64, attempt int, args execArgs) 
 		return stdout.result(), nil
 	case ctx.Err() != nil:
 		return nil, stderr.explain(fmt.Errorf("command %s was ended: %w", args.Name, context.Cause(ctx)))
-	case errors.As(err, &exited) && exited.ExitCode() == exitTempFail:
-		return nil, stderr.explain(fmt.Errorf("command %s: exit code %d, try again", args.Name, exitTempFail))
+	case errors.As(err, &exited) && exited.ExitCode() == exitDataErr:
+		return nil, job.Discard(stderr.explain(fmt.Errorf("command %s: exit code %d, give up", args.Name, exitDataErr)))
 	case errors.As(err, &exited) && exited.ExitCode() > 0:
-		return nil, job.Discard(stderr.explain(fmt.Errorf("command %s: exit code %d", args.Name, exited.ExitCode())))
+		return nil, stderr.explain(fmt.Errorf("command %s: exit code %d", args.Name, exited.ExitCode()))
 	case errors.Is(err, exec.ErrWaitDelay):
 		return nil, fmt.Errorf("command %s left children behind that keep its output open; they were killed", args.Name)
 	default: // killed by a signal, or not to be started

@@ -40,9 +40,9 @@ func TestExecOutcomes(t *testing.T) {
 		{"cat", `{"name": "x"}`, job.Succeeded, `{}`, ""}, // none
 		{"true", `{"name": "x", "input": "not read"}`, job.Succeeded, `{}`, ""},
 		{"printf '\\377'", `{"name": "x"}`, job.Succeeded, "\"\uFFFD\"", ""},
-		{"echo oh no >&2; exit 3", `{"name": "x"}`, job.Discarded, "null", "exit code 3: oh no"},
-		{"exit 1", `{"name": "x"}`, job.Discarded, "null", "exit code 1"},
-		{"echo later >&2; exit 75", `{"name": "x"}`, job.Failed, "null", "exit code 75, try again: later"},
+		{"echo oh no >&2; exit 3", `{"name": "x"}`, job.Failed, "null", "exit code 3: oh no"},
+		{"exit 1", `{"name": "x"}`, job.Failed, "null", "exit code 1"},
+		{"echo never >&2; exit 65", `{"name": "x"}`, job.Discarded, "null", "exit code 65, give up: never"},
 		{"kill -9 $$", `{"name": "x"}`, job.Failed, "null", "killed"},
 		{"true", `{"name": "y"}`, job.Failed, "null", `names no command "y"`},
 		{"true", `{}`, job.Failed, "null", `names no command ""`},

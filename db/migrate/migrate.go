@@ -200,6 +200,9 @@ func (m migrator) open(options ...goose.ProviderOption) (*sql.DB, *goose.Provide
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = "pawl migrate"
 	}
+	if config.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+		config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe // works behind a transaction pooler too
+	}
 	db := stdlib.OpenDB(*config)
 	options = append(options,
 		goose.WithTableName(table),
