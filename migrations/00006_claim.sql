@@ -7,6 +7,25 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended(($2:
 CREATE FUNCTION pawl.claim_key(p_claim bigint) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended($1, 7003)';
 
+-- Takes a line's lock for a claim. Who finds it taken sleeps a little and tries again, ever longer, before it queues up for it: woken one by one, waiters
+-- spend more time on being woken than on claiming (a lock convoy).
+-- +goose StatementBegin
+CREATE FUNCTION pawl.line_lock(p_ns smallint, p_queue int, p_priority smallint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  c_tries_max CONSTANT int := 50;
+  v_key bigint := pawl.line_key(p_ns, p_queue, p_priority);
+BEGIN
+  FOR i IN 1 .. c_tries_max LOOP
+    IF pg_try_advisory_xact_lock(v_key) THEN
+      RETURN;
+    END IF;
+    PERFORM pg_sleep(random() * 0.001 * 2 ^ least(i, 4));
+  END LOOP;
+  PERFORM pg_advisory_xact_lock(v_key);
+END $$;
+-- +goose StatementEnd
+
 -- Where a line stands: its newest claim's position, or its base while there is none in its epoch.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.line_position(p_ns smallint, p_queue int, p_priority smallint,
@@ -108,7 +127,13 @@ BEGIN
       HINT = 'Set default_transaction_isolation of the role or database to ''read committed''.';
   END IF;
   PERFORM set_config('synchronous_commit', 'off', true);
-  PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, p_queue, p_priority));
+  IF current_setting('pawl.planned', true) IS DISTINCT FROM 'on' THEN
+    -- The first claim of this backend: it makes its plans, which takes longer than a hundred claims, before it has the lock.
+    PERFORM FROM pawl.line_position(p_ns, p_queue, p_priority);
+    PERFORM FROM pawl.line_take(p_ns, p_queue, p_priority, 0::smallint, '0', 0, 0, '0', NULL, 1);
+    PERFORM set_config('pawl.planned', 'on', false);
+  END IF;
+  PERFORM pawl.line_lock(p_ns, p_queue, p_priority);
   PERFORM pg_advisory_xact_lock_shared(pawl.session_key(p_session));
   -- From here on each statement sees all that was committed under these locks.
   SELECT q.paused_at, s.ended_at IS NULL INTO v_paused, v_alive
@@ -270,4 +295,5 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.look, pawl.claim_bodies, pawl.claim_prune, pawl.claim, pawl.line_take, pawl.line_position, pawl.claim_key, pawl.line_key;
+DROP FUNCTION pawl.look, pawl.claim_bodies, pawl.claim_prune, pawl.claim, pawl.line_take, pawl.line_position, pawl.line_lock,
+  pawl.claim_key, pawl.line_key;

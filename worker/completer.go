@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"slices"
 	"strconv"
 	"sync"
@@ -199,7 +200,7 @@ func (c *completer) finish(part []int, dirty []*claim, done [][]int32) {
 		switch {
 		case err != nil:
 			c.r.w.stats.lost.Add(int64(n))
-			c.r.w.conf.Logger.Error("successes could not be recorded", "claim", dirty[i].id, "jobs", n, "err", err)
+			c.r.w.conf.Logger.Log(context.Background(), levelOf(err), "successes could not be recorded", "claim", dirty[i].id, "jobs", n, "err", err)
 		case lost != nil && lost[k] != "{}":
 			c.r.w.stats.lost.Add(int64(n))
 			c.r.w.conf.Logger.Warn("attempts lost: they were ended by others", "claim", dirty[i].id, "ordinals", lost[k])
@@ -248,7 +249,7 @@ func (c *completer) settleAll(part []ending) {
 		switch {
 		case err != nil:
 			c.r.w.stats.lost.Add(1)
-			c.r.w.conf.Logger.Error("an ending could not be recorded", "job", e.t.id, "err", err)
+			c.r.w.conf.Logger.Log(context.Background(), levelOf(err), "an ending could not be recorded", "job", e.t.id, "err", err)
 		case counted[i] == "":
 			c.r.w.stats.lost.Add(1)
 			c.r.w.conf.Logger.Warn("attempt lost: it was ended by others", "job", e.t.id, "kind", e.t.kind, "attempt", e.t.attempt)
@@ -277,6 +278,14 @@ func (c *completer) hintDue() {
 	ctx, stop := context.WithTimeout(context.Background(), closeMax)
 	defer stop()
 	_ = c.r.q.SendHint(ctx, db.SendHintParams{Channel: session.Channel(c.r.w.conf.Namespace), Payload: job.HintDue}) // hints are hints
+}
+
+// levelOf tells what a person must see to from what comes right by itself: the jobs of a lost session run again elsewhere.
+func levelOf(err error) slog.Level {
+	if errors.Is(err, session.ErrLost) {
+		return slog.LevelWarn
+	}
+	return slog.LevelError
 }
 
 func (c *completer) do(ch chore) {

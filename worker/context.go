@@ -38,7 +38,7 @@ func (c *taskContext) get(make bool) context.Context {
 		if !c.deadline.IsZero() {
 			var stop context.CancelFunc
 			c.inner, stop = context.WithDeadlineCause(base, c.deadline, errTimeout)
-			context.AfterFunc(base, stop) // frees the timer
+			_ = stop // the end of base frees the timer; stop itself would say context.Canceled where base says why
 		}
 		if c.over {
 			c.stop(context.Canceled)

@@ -11,7 +11,7 @@ import (
 func TestTask_cancelAtBegin(t *testing.T) {
 	t.Parallel()
 	reason := errors.New("cancelled")
-	for range 100 {
+	for range 1000 {
 		task := &task{timeout: time.Minute}
 		task.ctx.parent = t.Context()
 		asked := make(chan struct{})

@@ -33,7 +33,7 @@ func (r *run) fetch(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			if time.Since(complain) > complainEvery {
 				complain = time.Now()
-				r.w.conf.Logger.Error("fetching jobs failed, trying again", "err", db.Message(err))
+				r.w.conf.Logger.Warn("fetching jobs failed, trying again", "err", db.Message(err))
 			}
 			pause(ctx, r.w.conf.PollMax)
 			continue

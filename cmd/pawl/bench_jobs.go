@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"math/rand/v2"
@@ -268,15 +269,21 @@ func (b *bench) contended(ctx context.Context) error {
 			}
 			defer func() { _ = conns[i].Close(context.WithoutCancel(ctx)) }()
 		}
-		claims, err := rate(ctx, n, func(ctx context.Context, g int) error {
+		claimOne := func(ctx context.Context, g int) error {
 			var claim *int64
 			err := conns[g].QueryRow(ctx, "SELECT claim_id FROM pawl.claim($1, $2, $3, $4, $5, $6)",
 				int16(1), session, rand.Int64(), id, int16(job.PriorityDefault), int32(1)).Scan(&claim)
 			if err == nil && claim == nil {
-				err = fmt.Errorf("the queue ran dry")
+				err = errors.New("the queue ran dry")
 			}
 			return err
-		})
+		}
+		for g := range conns { // so that it has its plans
+			if err := claimOne(ctx, g); err != nil {
+				return err
+			}
+		}
+		claims, err := rate(ctx, n, claimOne)
 		if err != nil {
 			return err
 		}
