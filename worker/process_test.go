@@ -97,7 +97,7 @@ func register(w *worker.Worker) {
 type process struct {
 	cmd  *osexec.Cmd
 	out  chan worker.Stats // one, if it ended by itself
-	done chan error // how it ended
+	done chan error        // how it ended
 }
 
 func startProcess(tb testing.TB, url, point, how string) *process {
