@@ -58,7 +58,8 @@ CREATE TABLE pawl.scheduled (
   attempt  smallint    NOT NULL,
   PRIMARY KEY (ns, job_id)
 );
-CREATE INDEX scheduled_due ON pawl.scheduled (ns, run_at, job_id);
+-- By -ns: a look for one job must not be able to use it, which the planner would among few rows.
+CREATE INDEX scheduled_due ON pawl.scheduled ((-ns), run_at, job_id);
 
 -- A claim: this session took these jobs (runs of ids, each with its attempt), and the line stands here since.
 -- Everything up to (cursor_epoch, cursor_xid, cursor_id), and cursor_taken jobs of that row, has been taken, but for late_xid: the
@@ -154,7 +155,7 @@ CREATE TABLE pawl.cancellation (
   PRIMARY KEY (ns, job_id, attempt),
   CONSTRAINT cancellation_reason_length CHECK (length(reason) <= 1024)
 );
-CREATE INDEX cancellation_line ON pawl.cancellation (ns, queue_id, priority, xid) WHERE xid IS NOT NULL;
+CREATE INDEX cancellation_line ON pawl.cancellation ((-ns), queue_id, priority, xid) WHERE xid IS NOT NULL;  -- by -ns as above
 CREATE INDEX cancellation_session ON pawl.cancellation (ns, session_id, claim_id) WHERE session_id IS NOT NULL;
 
 -- +goose Down

@@ -203,7 +203,7 @@ BEGIN
     RETURN;
   END IF;
 
-  IF EXISTS (SELECT FROM pawl.cancellation x WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.xid >= v_from) THEN
+  IF EXISTS (SELECT FROM pawl.cancellation x WHERE -x.ns = -p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.xid >= v_from) THEN
     SELECT p.jobs, p.job_ids, p.job_counts, p.attempts INTO v_n, v_ids, v_counts, v_tries FROM pawl.claim_prune(p_ns, v_ids, v_counts, v_tries) p;
   END IF;
   INSERT INTO pawl.claim (nonce, session_id, claimed_at, cursor_xid, cursor_id, cursor_taken, jobs, queue_id, ns, priority, epoch, cursor_epoch,

@@ -241,11 +241,13 @@ CREATE FUNCTION pawl.abandon(p_ns smallint, p_session bigint, p_nonce bigint, p_
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '10s' AS $$
 DECLARE
   v_claim bigint;
+  v_from  bigint;
   v_n     int := 0;
 BEGIN
   PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, p_queue, p_priority));
-  FOR v_claim IN SELECT c.id FROM pawl.session s JOIN pawl.claim c ON c.ns = p_ns AND c.session_id = s.id AND -c.id <= -s.claims_from AND c.id >= s.claims_from
-      WHERE s.ns = p_ns AND s.id = p_session AND c.nonce = p_nonce ORDER BY -c.id DESC LOOP
+  SELECT s.claims_from INTO v_from FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session;
+  FOR v_claim IN SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND -c.id <= -v_from AND c.id >= v_from AND c.nonce = p_nonce
+      ORDER BY -c.id DESC LOOP
     v_n := v_n + pawl.claim_give_back(p_ns, v_claim, 'returned', NULL);
   END LOOP;
   RETURN v_n;

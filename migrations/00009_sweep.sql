@@ -35,7 +35,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, 
 -- Gives the sessions that are ended and not yet rescued, to be passed to session_rescue one by one, each in a transaction of its own.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.sweep_sessions(p_ns smallint, p_limit int) RETURNS bigint[]
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '2s' AS $$
 DECLARE
   v_started timestamptz := clock_timestamp();
   v_resumed timestamptz;
@@ -103,29 +103,37 @@ END $$;
 -- moved NULL: another node is at it.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.sweep_due(p_ns smallint, p_from timestamptz, p_limit int, OUT moved int, OUT queue_ids int[], OUT next_in interval, OUT moved_to timestamptz)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '2s' AS $$
 DECLARE
-  v_now  timestamptz := clock_timestamp();
-  v_from timestamptz := coalesce(p_from, '-infinity');
+  v_now        timestamptz := clock_timestamp();
+  v_from       timestamptz := coalesce(p_from, '-infinity');
+  v_jobs       bigint[];
+  v_queues     int[];
+  v_priorities smallint[];
+  v_attempts   smallint[];
 BEGIN
   IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'due')) THEN
     RETURN;
   END IF;
-  WITH due AS (
-    DELETE FROM pawl.scheduled s
-    WHERE s.ns = p_ns AND s.job_id = ANY (ARRAY(
-      SELECT d.job_id FROM pawl.scheduled d WHERE d.ns = p_ns AND d.run_at >= v_from AND d.run_at <= v_now
-      ORDER BY d.run_at, d.job_id LIMIT p_limit FOR UPDATE SKIP LOCKED))
-    RETURNING s.*),
-  lined AS (
-    INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)
-      SELECT pg_current_xact_id(), d.job_id, 1, d.queue_id, p_ns, d.priority, l.epoch, d.attempt, true
-      FROM due d JOIN pawl.line l ON l.ns = p_ns AND l.queue_id = d.queue_id AND l.priority = d.priority)
-  SELECT count(*), array_agg(DISTINCT d.queue_id), max(d.run_at) INTO moved, queue_ids, moved_to FROM due d;
-  PERFORM pawl.raise_moved(q.name) FROM unnest(queue_ids) k JOIN pawl.line l ON l.ns = p_ns AND l.queue_id = k JOIN pawl.queue q ON q.ns = p_ns AND q.id = k
-    WHERE l.cluster <> coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster());
+  SELECT count(*), max(d.run_at), array_agg(DISTINCT d.queue_id), array_agg(d.job_id), array_agg(d.queue_id), array_agg(d.priority), array_agg(d.attempt)
+    INTO moved, moved_to, queue_ids, v_jobs, v_queues, v_priorities, v_attempts
+    FROM (
+      SELECT x.* FROM pawl.scheduled x WHERE x.ns = p_ns AND -x.ns = -p_ns AND x.run_at >= v_from AND x.run_at <= v_now
+      ORDER BY x.run_at, x.job_id LIMIT p_limit FOR UPDATE SKIP LOCKED) d;
+  -- One by one and LATERAL … OFFSET 0: whatever the statistics say, each row is found by its whole key.
+  FOR i IN 1 .. moved LOOP
+    DELETE FROM pawl.scheduled d WHERE d.ns = p_ns AND d.job_id = v_jobs[i];
+  END LOOP;
+  INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)
+    SELECT pg_current_xact_id(), d.job_id, 1, d.queue_id, p_ns, d.priority, l.epoch, d.attempt, true
+    FROM ROWS FROM (unnest(v_jobs), unnest(v_queues), unnest(v_priorities), unnest(v_attempts)) d(job_id, queue_id, priority, attempt)
+    CROSS JOIN LATERAL (SELECT x.epoch FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = d.queue_id AND x.priority = d.priority OFFSET 0) l;
+  PERFORM pawl.raise_moved(q.name) FROM unnest(queue_ids) k
+    CROSS JOIN LATERAL (SELECT FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = k
+      AND x.cluster <> coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster()) LIMIT 1) l
+    CROSS JOIN LATERAL (SELECT x.name FROM pawl.queue x WHERE x.ns = p_ns AND x.id = k OFFSET 0) q;
   SELECT d.run_at - clock_timestamp() INTO next_in FROM pawl.scheduled d
-    WHERE d.ns = p_ns AND d.run_at >= coalesce(moved_to, v_from) ORDER BY d.run_at LIMIT 1;
+    WHERE d.ns = p_ns AND -d.ns = -p_ns AND d.run_at >= coalesce(moved_to, v_from) ORDER BY d.run_at LIMIT 1;
 END $$;
 -- +goose StatementEnd
 
@@ -133,7 +141,7 @@ END $$;
 -- p_after: goes on behind this key (kind, key), so that a round passes over all of them; last_* NULL: the round is done.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.sweep_dedupe(p_ns smallint, p_after_kind text, p_after_key text, p_limit int, OUT removed int, OUT last_kind text, OUT last_key text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '2s' AS $$
 DECLARE
   d   record;
   v_n int := 0;

@@ -322,7 +322,7 @@ func (d *dev) enqueue(ctx context.Context, paths []string) (err error) {
 	}
 	if d.earlier > 0 {
 		d.report.Earlier = d.earlier
-		d.live.say("An earlier run was cut off: %s left, and counted first.", plural(d.earlier, "of its files is", "of its files are"))
+		d.live.say("An earlier run is not finished: %s left, and counted first.", plural(d.earlier, "of its files is", "of its files are"))
 	}
 	if d.Kill {
 		d.live.say("Killing %d worker processes on the way. Sessions expire after %s here (default %s) and are looked for every second (default 5 s).", devKills, devKillTTL, devTTL)

@@ -113,7 +113,8 @@ func runDev(t *testing.T, url string, c *devCmd) *devRun {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		_ = <-r.ended
+		for range r.ended { // until it is closed
+		}
 		if t.Failed() {
 			t.Logf("pawl dev:\n%s", r.log)
 		}

@@ -103,7 +103,7 @@ func (d *Definition[A]) Enqueue(ctx context.Context, on DB, args A, opts ...Opti
 	return Enqueued{row.ID, row.Duplicate}, nil
 }
 
-// EnqueueMany adds jobs, BatchJobsMax a round trip, and reports each in order to each (nil: to nobody). It returns how many were added, without duplicates.
+// EnqueueMany adds jobs, BatchJobsMax a round trip. It returns how many were added, without duplicates.
 // In a transaction it is all or nothing; on a pool each batch is a transaction of its own, and the error says how many jobs went before.
 func (d *Definition[A]) EnqueueMany(ctx context.Context, on DB, args iter.Seq[A], opts ...Option) (int, error) {
 	own := d.opts

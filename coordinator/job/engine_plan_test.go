@@ -106,23 +106,12 @@ func TestEnginePlans(t *testing.T) {
 		}
 		run(func(string, int, int) {})
 	}
-	// The same without the planner's settings.
-	text := get[string](e, e.pool, "SELECT pg_get_functiondef('pawl.line_take'::regproc)")
-	text = strings.NewReplacer("line_take", "line_take_plain", "SET enable_seqscan TO 'off'", "").Replace(text)
-	e.exec(e.pool, text)
-	plain := fmt.Sprintf("SELECT * FROM pawl.line_take_plain(1::smallint, %d, 2::smallint, 0::smallint, pg_current_xact_id(), 0, 0, pg_current_xact_id(), NULL, 10)", q)
-	for range warm {
-		e.buffers(conn, plain)
-	}
 	holder, err := e.conn().BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.exec(holder, "SELECT count(*) FROM pawl.queue")
 	e.fill(q, other, s, rows)
-	if got := e.buffers(conn, plain); got < 1000 {
-		t.Errorf("without the planner's settings: got %d buffers: this test does not prove that they are needed", got)
-	}
 	for i := range 3 {
 		run(func(name string, most, got int) {
 			t.Logf("%s: %d buffers", name, got)
