@@ -66,34 +66,38 @@ func HandleTx[A, R any](w *Worker, d *job.Definition[A], h func(ctx context.Cont
 	})
 }
 
-// raw is the job of a task as middleware sees it.
-func (t *task) raw() (*Raw, error) {
-	headers, err := job.ParseHeaders(t.headers)
-	return &Raw{
-		ID: t.id, Kind: t.kind, Queue: t.queue.name, Attempt: int(t.attempt), MaxAttempts: int(t.maxAttempts), CreatedAt: t.createdAt,
-		Headers: headers, Args: t.args,
-	}, err
-}
-
-// wrap calls the handler through the worker's middleware.
+// wrap calls the handler, through the worker's middleware if it has some.
 func wrap[A any](ctx context.Context, w *Worker, t *task, call func(context.Context, *job.Job[A]) error) error {
-	raw, err := t.raw()
+	headers, err := job.ParseHeaders(t.headers)
 	if err != nil {
 		return err
+	}
+	if len(w.middleware) == 0 {
+		j := &job.Job[A]{
+			ID: t.id, Kind: t.kind, Queue: t.queue.name, Attempt: int(t.attempt), MaxAttempts: int(t.maxAttempts), CreatedAt: t.createdAt, Headers: headers,
+		}
+		return decode(ctx, t.args, j, call)
 	}
 	next := func(ctx context.Context, raw *Raw) error {
 		j := &job.Job[A]{
 			ID: raw.ID, Kind: raw.Kind, Queue: raw.Queue, Attempt: raw.Attempt, MaxAttempts: raw.MaxAttempts, CreatedAt: raw.CreatedAt, Headers: raw.Headers,
 		}
-		if err := json.Unmarshal(raw.Args, &j.Args); err != nil {
-			return fmt.Errorf("args do not fit %T: %w", j.Args, err)
-		}
-		return call(ctx, j)
+		return decode(ctx, raw.Args, j, call)
 	}
 	for i := len(w.middleware) - 1; i >= 0; i-- {
 		next = w.middleware[i](next)
 	}
-	return next(ctx, raw)
+	return next(ctx, &Raw{
+		ID: t.id, Kind: t.kind, Queue: t.queue.name, Attempt: int(t.attempt), MaxAttempts: int(t.maxAttempts), CreatedAt: t.createdAt, Headers: headers,
+		Args: t.args,
+	})
+}
+
+func decode[A any](ctx context.Context, args json.RawMessage, j *job.Job[A], call func(context.Context, *job.Job[A]) error) error {
+	if err := json.Unmarshal(args, &j.Args); err != nil {
+		return fmt.Errorf("args do not fit %T: %w", j.Args, err)
+	}
+	return call(ctx, j)
 }
 
 func encode(out any) (json.RawMessage, error) {
