@@ -159,8 +159,11 @@ func TestEngineMove(t *testing.T) {
 	source := newEngine(t)
 	open, ended := source.backlog()
 	for i, pool := range newCluster(t, "a", "b", "c") {
-		rules := []without{{}, {"counting the epoch up", "rebase", "SET epoch = x.epoch + 1,", "SET"},
-			{"the stragglers of the base", "rebase", "base_late_xid = l.late_xid,", "base_late_xid = NULL,"}}
+		rules := []without{
+			{},
+			{"counting the epoch up", "rebase", "SET epoch = x.epoch + 1,", "SET"},
+			{"the stragglers of the base", "rebase", "base_late_xid = l.late_xid,", "base_late_xid = NULL,"},
+		}
 		name := "rule"
 		if i > 0 {
 			name = "without " + rules[i].rule

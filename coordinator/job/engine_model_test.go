@@ -138,7 +138,7 @@ func (m *model) add(id int64, l modelLine, attemptsMax int16) *modelJob {
 
 func (m *model) enqueueOne() {
 	l, most := m.someLine(), int16(1+m.rand.IntN(4))
-	id := get[int64](m.engine, m.pool, "SELECT id FROM pawl.enqueue(1::smallint, $1, 'test', '{}', $2, now() - interval '1 s', $3)", modelQueues[l.queue], l.priority, most)
+	id := get[int64](m.engine, m.pool, "SELECT id FROM pawl.enqueue(1::smallint, $1, 'test', '{}', $2, now() - interval '1 s', $3, NULL, 3600000)", modelQueues[l.queue], l.priority, most)
 	m.say("enqueue %d on %v, at most %d attempts", id, l, most)
 	m.inLine(m.add(id, l, most))
 	m.commitMoved()
@@ -146,7 +146,7 @@ func (m *model) enqueueOne() {
 
 func (m *model) enqueueBatch() {
 	l, most, n := m.someLine(), int16(1+m.rand.IntN(4)), 1+m.rand.IntN(8)
-	first := get[int64](m.engine, m.pool, "SELECT first_id FROM pawl.enqueue_many(1::smallint, $1, 'test', array_fill('{}'::json, ARRAY[$2::int]), $3, NULL, $4)",
+	first := get[int64](m.engine, m.pool, "SELECT first_id FROM pawl.enqueue_many(1::smallint, $1, 'test', array_fill('{}'::json, ARRAY[$2::int]), $3, NULL, $4, NULL, 3600000)",
 		modelQueues[l.queue], n, l.priority, most)
 	m.say("enqueue %d from %d on %v, at most %d attempts", n, first, l, most)
 	for i := range n {
@@ -157,7 +157,7 @@ func (m *model) enqueueBatch() {
 
 func (m *model) schedule() {
 	l, most := m.someLine(), int16(1+m.rand.IntN(4))
-	id := get[int64](m.engine, m.pool, "SELECT id FROM pawl.enqueue(1::smallint, $1, 'test', '{}', $2, now() + interval '1 h', $3)", modelQueues[l.queue], l.priority, most)
+	id := get[int64](m.engine, m.pool, "SELECT id FROM pawl.enqueue(1::smallint, $1, 'test', '{}', $2, now() + interval '1 h', $3, NULL, 3600000)", modelQueues[l.queue], l.priority, most)
 	m.say("schedule %d on %v, at most %d attempts", id, l, most)
 	m.add(id, l, most).state = "scheduled"
 }

@@ -91,7 +91,7 @@ func (s *storm) write(conn *pgx.Conn, pauseMax float64) error {
 		}
 		var kept, lost []int64
 		for range 1 + rand.N(4) {
-			inner, savepoint := pgx.Tx(tx), rand.N(3) == 0
+			inner, savepoint := tx, rand.N(3) == 0
 			if savepoint {
 				if inner, err = tx.Begin(s.ctx); err != nil {
 					return err

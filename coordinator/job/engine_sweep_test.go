@@ -174,12 +174,13 @@ func TestEngineDueStraggler(t *testing.T) {
 	e := newEngine(t)
 	q := e.queue("q")
 	late, _ := e.begin()
-	var job int64
-	if err := late.QueryRow(e.ctx, "SELECT id FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => clock_timestamp() + interval '0.1 s')").Scan(&job); err != nil {
-		t.Fatal(err)
+	schedule := func(db dbtx, ago string) int64 {
+		id := get[int64](e, db, "SELECT id FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => now() + interval '1 h')")
+		e.exec(db, "UPDATE pawl.scheduled SET run_at = clock_timestamp() - $2::interval WHERE job_id = $1", id, ago)
+		return id
 	}
-	e.exec(e.pool, "SELECT * FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => clock_timestamp() + interval '0.2 s')")
-	e.exec(e.pool, "SELECT pg_sleep(0.25)")
+	job := schedule(late, "2 s")
+	schedule(e.pool, "1 s")
 	floor := get[string](e, e.pool, "SELECT moved_to::text FROM pawl.sweep_due(1::smallint, NULL, 10)")
 	e.commit(late)
 	if n := get[int](e, e.pool, "SELECT moved FROM pawl.sweep_due(1::smallint, $1::text::timestamptz, 10)", floor); n != 0 {

@@ -309,7 +309,9 @@ func (e *engine) reset() {
 	e.exec(e.pool, `SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 		WHERE datname = current_database() AND application_name = 'scenario' AND pid <> pg_backend_pid()`)
 	for _, over := range e.calls {
-		<-over
+		if err := <-over; err == nil {
+			e.Log("a call of the scenario had come to its end")
+		}
 	}
 	for _, text := range e.changed {
 		e.exec(e.pool, text)
