@@ -37,7 +37,7 @@ CREATE FUNCTION pawl.enqueue(
   p_backoff_ms int DEFAULT NULL, p_backoff_ms_max int DEFAULT NULL, p_headers json DEFAULT NULL,
   p_dedupe_key text DEFAULT NULL, p_dedupe_window interval DEFAULT NULL,
   OUT id bigint, OUT duplicate boolean)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_queue   int;
   v_epoch   smallint;
@@ -95,7 +95,7 @@ CREATE FUNCTION pawl.enqueue_many(
   p_backoff_ms int DEFAULT NULL, p_backoff_ms_max int DEFAULT NULL, p_headers json DEFAULT NULL,
   p_dedupe_keys text[] DEFAULT NULL, p_dedupe_window interval DEFAULT NULL,
   OUT first_id bigint, OUT ids bigint[], OUT duplicates boolean[])
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_n       int := cardinality(p_args);
   v_by      text := coalesce(nullif(current_setting('application_name'), ''), session_user);

@@ -20,7 +20,7 @@ BEGIN
     IF pg_try_advisory_xact_lock(v_key) THEN
       RETURN;
     END IF;
-    PERFORM pg_sleep(random() * 0.001 * 2 ^ least(i, 4));
+    PERFORM pg_sleep(random() * 0.001 * 2 ^ least(i, 5));
   END LOOP;
   PERFORM pg_advisory_xact_lock(v_key);
 END $$;

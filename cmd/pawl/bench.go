@@ -171,6 +171,8 @@ var targets = []struct {
 	{"contended_claims_per_s", 2500, false, "claims of one job, 32 connections on one queue"},
 	{"pickup_p50_ms", 2.5, true, "from the enqueue's reply to the handler in another process, 100 jobs/s, median"},
 	{"pickup_p99_ms", 10, true, "the same, 99 of 100"},
+	{"sent_to_start_p50_ms", 0, false, "the same from before the enqueue was sent, its commit included, median"},
+	{"sent_to_start_p99_ms", 0, false, "the same, 99 of 100"},
 	{"idle_queries_per_s", 5, true, "statements of an idle worker with 10 queues"},
 	{"due_p50_ms", 25, true, "lateness of scheduled jobs, median"},
 	{"due_p99_ms", 0, false, "the same, 99 of 100"},

@@ -24,6 +24,7 @@ const (
 	dueJobs       = 200
 	benchWaitMax  = 2 * time.Minute // for anything
 	contendedJobs = 60_000
+	statsSpan     = 1500 * time.Millisecond
 )
 
 // insert enqueues n jobs in batches over 4 connections and tells how long it took.
@@ -165,6 +166,11 @@ func (b *bench) drainOnce(ctx context.Context, n int, keep bool) (rate float64, 
 	if err != nil {
 		return 0, err
 	}
+	select { // until the backends have sent their statistics
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	case <-time.After(statsSpan):
+	}
 	dead, err := b.number(ctx, sqlDead)
 	if err != nil {
 		return 0, err
@@ -223,7 +229,7 @@ func (b *bench) single(ctx context.Context) error {
 	}
 	defer func() { _, _ = b.pool.Exec(context.WithoutCancel(ctx), "DROP TABLE pawl_bench_bare") }()
 	var ours, bares, ratios []float64
-	for range benchTurns {
+	for turn := range benchTurns + 1 { // the first, of cold connections, does not count
 		bare, err := rate(ctx, 16, func(ctx context.Context, _ int) error {
 			_, err := b.pool.Exec(ctx, "INSERT INTO pawl_bench_bare (kind, args) VALUES ($1, $2)", "bench.noop", benchArgs{Pad: benchPad})
 			return err
@@ -238,7 +244,9 @@ func (b *bench) single(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		ours, bares, ratios = append(ours, own), append(bares, bare), append(ratios, own/bare)
+		if turn > 0 {
+			ours, bares, ratios = append(ours, own), append(bares, bare), append(ratios, own/bare)
+		}
 	}
 	b.set("single_enqueue_per_s", median(ours))
 	b.set("bare_inserts_per_s", median(bares))
@@ -306,7 +314,7 @@ func (b *bench) pickup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	committed := map[int64]time.Time{}
+	sent, committed := map[int64]time.Time{}, map[int64]time.Time{}
 	var (
 		mu    sync.Mutex
 		wg    sync.WaitGroup
@@ -317,10 +325,12 @@ func (b *bench) pickup(ctx context.Context) error {
 	for range int(pickupSpan.Seconds()) * pickupRate {
 		<-tick.C
 		wg.Go(func() {
+			began := time.Now()
 			res, err := benchNoop.Enqueue(ctx, b.pool, benchArgs{Pad: benchPad}, job.Queue(queue))
+			replied := time.Now()
 			mu.Lock()
 			defer mu.Unlock()
-			committed[res.ID] = time.Now()
+			sent[res.ID], committed[res.ID] = began, replied
 			if err != nil {
 				fault = err
 			}
@@ -331,17 +341,20 @@ func (b *bench) pickup(ctx context.Context) error {
 		p.stop()
 		return fault
 	}
-	var waits []float64
+	var waits, whole []float64
 	for range committed {
 		e, err := p.wait(ctx, "start")
 		if err != nil {
 			return err
 		}
 		waits = append(waits, max(0, float64(e.AtNS-committed[e.Job].UnixNano())/1e6))
+		whole = append(whole, float64(e.AtNS-sent[e.Job].UnixNano())/1e6)
 	}
 	p.stop()
 	b.set("pickup_p50_ms", percentile(waits, 50))
 	b.set("pickup_p99_ms", percentile(waits, 99))
+	b.set("sent_to_start_p50_ms", percentile(whole, 50))
+	b.set("sent_to_start_p99_ms", percentile(whole, 99))
 	return nil
 }
 

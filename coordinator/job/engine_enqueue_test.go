@@ -253,7 +253,7 @@ func TestEngineDedupeOrder(t *testing.T) {
 			done = append(done, e.async(func() error { _, _, err := e.enqueueKeys(conn, "q", keys, ""); return err }))
 		}
 		return errors.Join(<-done[0], <-done[1])
-	}, without{"sorted keys", "enqueue_many", "ORDER BY t.key, t.i", "ORDER BY t.i"})
+	})
 }
 
 // TestEngineEnqueueRolledBack: an enqueue that is rolled back, whole or to a savepoint, leaves nothing, its key included.
