@@ -203,6 +203,10 @@ func (r *run) end(t *task, result json.RawMessage, done bool, err, cause error) 
 	e := job.EndingOf(err)
 	switch {
 	case e.Outcome != job.Failed:
+	case errors.Is(cause, session.ErrLost): // whatever it says, this is why it failed; the sweep ends the attempt as lost
+		r.w.stats.lost.Add(1)
+		r.over(t.claim, 1)
+		return
 	case errors.Is(cause, ErrStopping):
 		e = job.Ending{Outcome: job.Returned}
 	case cause == nil && errors.Is(err, errNotBegun):

@@ -206,7 +206,8 @@ func (c *crash) comeBack() (gone int) {
 // workOff ends all sessions, works off the rest, and counts.
 func (c *crash) workOff() {
 	for _, session := range all[int64](c.engine, c.pool, "SELECT id FROM pawl.session WHERE ended_at IS NULL") {
-		c.die(session)
+		c.exec(c.pool, "SELECT pawl.session_end(1::smallint, $1, 'test')", session)
+		c.exec(c.pool, "SELECT pawl.session_rescue(1::smallint, $1, 100000)", session)
 	}
 	session := c.session()
 	for h := c.claim(c.pool, session, c.queue, 500); h.id != 0; h = c.claim(c.pool, session, c.queue, 500) {
