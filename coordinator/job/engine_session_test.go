@@ -147,7 +147,7 @@ func TestEngineRescueTwice(t *testing.T) {
 // TestEngineRescueLarge: what a rescue takes grows with the jobs, not with their square, else it would never come to its end.
 func TestEngineRescueLarge(t *testing.T) {
 	t.Parallel()
-	const jobs = 4000
+	const jobs = 3000
 	e := newEngine(t)
 	q, s := e.queue("q"), e.session()
 	e.exec(e.pool, "SELECT pawl.enqueue(1::smallint, 'q', 'test', '{}') FROM generate_series(1, $1)", jobs)
