@@ -39,16 +39,19 @@ func (q *Queries) FindNamespace(ctx context.Context, name string) (int16, error)
 }
 
 const giveBackClaim = `-- name: GiveBackClaim :one
-SELECT pawl.claim_give_back($1::smallint, $2::bigint, 'returned', NULL)::int AS jobs
+SELECT coalesce(sum(pawl.claim_give_back(c.ns, c.id, 'returned', NULL)), 0)::int AS jobs
+FROM pawl.claim c WHERE c.ns = $1::smallint AND c.id = $2::bigint AND c.session_id = $3::bigint
 `
 
 type GiveBackClaimParams struct {
-	Ns      int16
-	ClaimID int64
+	Ns        int16
+	ClaimID   int64
+	SessionID int64
 }
 
+// Only if the claim is the session's still: after a crash its id may be another's.
 func (q *Queries) GiveBackClaim(ctx context.Context, arg GiveBackClaimParams) (int32, error) {
-	row := q.db.QueryRow(ctx, giveBackClaim, arg.Ns, arg.ClaimID)
+	row := q.db.QueryRow(ctx, giveBackClaim, arg.Ns, arg.ClaimID, arg.SessionID)
 	var jobs int32
 	err := row.Scan(&jobs)
 	return jobs, err

@@ -161,12 +161,13 @@ func (q *Queries) LookForWork(ctx context.Context, arg LookForWorkParams) (LookF
 const readBodies = `-- name: ReadBodies :many
 SELECT ordinal::int AS ordinal, id::bigint AS id, attempt::smallint AS attempt, max_attempts::smallint AS max_attempts, created_at::timestamptz AS created_at,
   coalesce(timeout_ms, 0)::int AS timeout_ms, kind::text AS kind, args::json AS args, headers::json AS headers
-FROM pawl.claim_bodies($1::smallint, $2::bigint, $3::int, $4::int)
+FROM pawl.claim_bodies($1::smallint, $2::bigint, $3::bigint, $4::int, $5::int)
 `
 
 type ReadBodiesParams struct {
 	Ns          int16
 	ClaimID     int64
+	Nonce       int64
 	OrdinalFrom int32
 	OrdinalTo   int32
 }
@@ -187,6 +188,7 @@ func (q *Queries) ReadBodies(ctx context.Context, arg ReadBodiesParams) ([]ReadB
 	rows, err := q.db.Query(ctx, readBodies,
 		arg.Ns,
 		arg.ClaimID,
+		arg.Nonce,
 		arg.OrdinalFrom,
 		arg.OrdinalTo,
 	)

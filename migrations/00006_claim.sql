@@ -73,15 +73,24 @@ BEGIN
         FROM (
           SELECT t.*, sum(t.n) OVER (ROWS UNBOUNDED PRECEDING) AS upto
           FROM (
-            SELECT r.xid, r.job_id, r.attempt,
-              CASE WHEN r.xid = p_xid AND r.job_id = p_id THEN r.job_id + p_taken ELSE r.job_id END AS first,
-              CASE WHEN r.xid = p_xid AND r.job_id = p_id THEN r.jobs - p_taken ELSE r.jobs END AS n
+            -- In two scans: one from (p_xid, p_id) on would, from PostgreSQL 18 on, begin at the first row of p_xid.
+            (SELECT r.xid, r.job_id, r.attempt,
+              CASE WHEN r.job_id = p_id THEN r.job_id + p_taken ELSE r.job_id END AS first,
+              CASE WHEN r.job_id = p_id THEN r.jobs - p_taken ELSE r.jobs END AS n
             FROM pawl.ready r
             WHERE r.ns = p_ns AND r.queue_id = p_queue AND r.priority = p_priority AND r.epoch = p_epoch
-              AND r.xid >= p_xid AND r.xid <= p_xid_to AND (r.xid, r.job_id) >= (p_xid, p_id)
-              AND (r.jobs > p_taken OR r.xid <> p_xid OR r.job_id <> p_id)
+              AND r.xid = p_xid AND r.job_id >= p_id AND (r.job_id > p_id OR r.jobs > p_taken)
+              AND (p_snap IS NULL OR pg_visible_in_snapshot(r.xid, p_snap))
+            ORDER BY r.job_id
+            LIMIT v_rows)
+            UNION ALL
+            (SELECT r.xid, r.job_id, r.attempt, r.job_id, r.jobs
+            FROM pawl.ready r
+            WHERE r.ns = p_ns AND r.queue_id = p_queue AND r.priority = p_priority AND r.epoch = p_epoch
+              AND r.xid > p_xid AND r.xid <= p_xid_to
               AND (p_snap IS NULL OR pg_visible_in_snapshot(r.xid, p_snap))
             ORDER BY r.xid, r.job_id
+            LIMIT v_rows)
             LIMIT v_rows) t) w
         WHERE w.upto - w.n < p_limit) f;
     EXIT WHEN v_read < v_rows OR jobs >= p_limit OR v_rows >= p_limit;
@@ -235,9 +244,9 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- The bodies of a claim's jobs p_from … p_to - 1 (ordinals). In a statement of its own, so that a client that stops reading holds no lock.
+-- The bodies of a claim's jobs p_from … p_to - 1 (ordinals). None if the claim was lost in a crash and its id is another's now. In a statement of its own, so that a client that stops reading holds no lock.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.claim_bodies(p_ns smallint, p_claim bigint, p_from int, p_to int)
+CREATE FUNCTION pawl.claim_bodies(p_ns smallint, p_claim bigint, p_nonce bigint, p_from int, p_to int)
 RETURNS TABLE (ordinal int, id bigint, attempt smallint, max_attempts smallint, created_at timestamptz, timeout_ms int, kind text, args json, headers json)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
@@ -248,7 +257,7 @@ BEGIN
       SELECT u.first, u.n, u.attempt, sum(u.n) OVER (ROWS UNBOUNDED PRECEDING) - u.n AS before
       FROM pawl.claim c
       CROSS JOIN LATERAL ROWS FROM (unnest(c.job_ids), unnest(c.job_counts), unnest(c.attempts)) u(first, n, attempt)
-      WHERE c.ns = p_ns AND c.id = p_claim) r
+      WHERE c.ns = p_ns AND c.id = p_claim AND c.nonce = p_nonce) r
     JOIN pawl.job j ON j.ns = p_ns AND j.id >= r.first AND j.id < r.first + r.n
     WHERE r.before < p_to AND r.before + r.n > p_from
       AND j.id >= r.first + p_from - r.before AND j.id < r.first + p_to - r.before;
@@ -268,13 +277,16 @@ DECLARE
 BEGIN
   queue_ids := '{}';
   priorities := '{}';
-  FOR k IN SELECT x.queue_id, x.priority FROM pawl.line x JOIN pawl.queue q ON q.ns = p_ns AND q.id = x.queue_id
+  FOR k IN SELECT x.queue_id, x.priority FROM pawl.line x
+      CROSS JOIN LATERAL (SELECT y.paused_at FROM pawl.queue y WHERE y.ns = p_ns AND y.id = x.queue_id OFFSET 0) q
       WHERE x.ns = p_ns AND x.queue_id = ANY (p_queues) AND q.paused_at IS NULL ORDER BY x.priority, x.queue_id LOOP
     SELECT p.* INTO l FROM pawl.line_position(p_ns, k.queue_id, k.priority) p;
     v_any := EXISTS (SELECT FROM pawl.ready r
-      WHERE r.ns = p_ns AND r.queue_id = k.queue_id AND r.priority = k.priority AND r.epoch = l.c_epoch
-        AND r.xid >= l.c_xid AND (r.xid, r.job_id) >= (l.c_xid, l.c_id)
-        AND (r.jobs > l.c_taken OR r.xid <> l.c_xid OR r.job_id <> l.c_id) AND (l.c_epoch < l.epoch OR r.xid < pg_snapshot_xmax(v_snap)));
+        WHERE r.ns = p_ns AND r.queue_id = k.queue_id AND r.priority = k.priority AND r.epoch = l.c_epoch
+          AND r.xid > l.c_xid AND (l.c_epoch < l.epoch OR r.xid < pg_snapshot_xmax(v_snap)))
+      OR EXISTS (SELECT FROM pawl.ready r
+        WHERE r.ns = p_ns AND r.queue_id = k.queue_id AND r.priority = k.priority AND r.epoch = l.c_epoch
+          AND r.xid = l.c_xid AND r.job_id >= l.c_id AND (r.job_id > l.c_id OR r.jobs > l.c_taken));
     IF NOT v_any AND l.c_epoch < l.epoch THEN
       v_any := EXISTS (SELECT FROM pawl.ready r
         WHERE r.ns = p_ns AND r.queue_id = k.queue_id AND r.priority = k.priority AND r.epoch > l.c_epoch AND r.epoch <= l.epoch);

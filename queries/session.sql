@@ -22,4 +22,6 @@ LIMIT @limit_rows::int;
 SELECT n.ns FROM pawl.namespace n WHERE n.name = @name::text;
 
 -- name: GiveBackClaim :one
-SELECT pawl.claim_give_back(@ns::smallint, @claim_id::bigint, 'returned', NULL)::int AS jobs;
+-- Only if the claim is the session's still: after a crash its id may be another's.
+SELECT coalesce(sum(pawl.claim_give_back(c.ns, c.id, 'returned', NULL)), 0)::int AS jobs
+FROM pawl.claim c WHERE c.ns = @ns::smallint AND c.id = @claim_id::bigint AND c.session_id = @session_id::bigint;

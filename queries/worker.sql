@@ -13,7 +13,7 @@ FROM pawl.claim(@ns::smallint, @session_id::bigint, @nonce::bigint, @queue_id::i
 -- name: ReadBodies :many
 SELECT ordinal::int AS ordinal, id::bigint AS id, attempt::smallint AS attempt, max_attempts::smallint AS max_attempts, created_at::timestamptz AS created_at,
   coalesce(timeout_ms, 0)::int AS timeout_ms, kind::text AS kind, args::json AS args, headers::json AS headers
-FROM pawl.claim_bodies(@ns::smallint, @claim_id::bigint, @ordinal_from::int, @ordinal_to::int);
+FROM pawl.claim_bodies(@ns::smallint, @claim_id::bigint, @nonce::bigint, @ordinal_from::int, @ordinal_to::int);
 
 -- name: FinishJobs :one
 SELECT pawl.finish(@ns::smallint, @session_id::bigint, @claim_ids::bigint[], @nonces::bigint[], CAST(@jobs::text[] AS int4multirange[]))::text[] AS lost;

@@ -291,7 +291,9 @@ func levelOf(err error) slog.Level {
 func (c *completer) do(ch chore) {
 	err := c.try("give back", func(ctx context.Context) (err error) {
 		if ch.claim != 0 {
-			_, err = c.r.q.GiveBackClaim(ctx, db.GiveBackClaimParams{Ns: c.r.w.conf.Namespace, ClaimID: ch.claim})
+			_, err = c.r.q.GiveBackClaim(ctx, db.GiveBackClaimParams{
+				Ns: c.r.w.conf.Namespace, ClaimID: ch.claim, SessionID: c.r.session.ID(),
+			})
 		} else {
 			_, err = c.r.q.AbandonClaim(ctx, db.AbandonClaimParams{
 				Ns: c.r.w.conf.Namespace, SessionID: c.r.session.ID(), Nonce: ch.nonce, QueueID: ch.queue, Priority: ch.priority,

@@ -196,7 +196,7 @@ func (r *run) claimFailed(err error, q *queue, priority int16, nonce int64) {
 func (r *run) load(ctx context.Context, q *queue, c *claim, from, to int32) error {
 	lctx, stop := context.WithTimeout(context.WithoutCancel(ctx), statementMax)
 	defer stop()
-	rows, err := r.q.ReadBodies(lctx, db.ReadBodiesParams{Ns: r.w.conf.Namespace, ClaimID: c.id, OrdinalFrom: from, OrdinalTo: to})
+	rows, err := r.q.ReadBodies(lctx, db.ReadBodiesParams{Ns: r.w.conf.Namespace, ClaimID: c.id, Nonce: c.nonce, OrdinalFrom: from, OrdinalTo: to})
 	if err != nil {
 		return err
 	}

@@ -148,7 +148,7 @@ var manyBuffers = regexp.MustCompile(`hit=\d{3,}`)
 
 // bodiesCall reads the bodies of a claim.
 func (e *engine) bodiesCall(c claimed) string {
-	return fmt.Sprintf("SELECT * FROM pawl.claim_bodies(1::smallint, %d, 0, 10)", c.id)
+	return fmt.Sprintf("SELECT * FROM pawl.claim_bodies(1::smallint, %d, %d, 0, 10)", c.id, c.nonce)
 }
 
 // lastClaim is the newest claim of a session.
@@ -233,7 +233,7 @@ func TestEngineAppendOnly(t *testing.T) {
 		e.finish(conn, c, "{[0,19)}")
 		e.settle(conn, c, 19, "failed", new(int64))
 		e.exec(conn, "SELECT * FROM pawl.look(1::smallint, ARRAY[$1::int])", q)
-		e.exec(conn, "SELECT * FROM pawl.claim_bodies(1::smallint, $1, 0, 20)", c.id)
+		e.exec(conn, "SELECT * FROM pawl.claim_bodies(1::smallint, $1, $2, 0, 20)", c.id, c.nonce)
 	}
 	if err := conn.Close(t.Context()); err != nil { // so that its statistics are sent
 		t.Fatal(err)
