@@ -23,7 +23,7 @@ type benchCmd struct {
 
 // benchJobsCmd is "pawl bench jobs".
 type benchJobsCmd struct {
-	Jobs      int      `default:"200000" help:"Jobs to insert and drain; 500,000 at least with --pin and --pin-writer."`
+	Jobs      int      `default:"200000" help:"Jobs to insert and drain; with --pin and --pin-writer 500,000 unless another number is given."`
 	Batch     int      `default:"1000" help:"Jobs in one enqueue of the insert figure, 1 to 1,000."`
 	Workers   int      `default:"1" help:"Worker processes of the drain."`
 	Pin       bool     `help:"Measure the drain also with a repeatable-read transaction open throughout."`

@@ -17,6 +17,8 @@ import (
 )
 
 const (
+	jobsDefault   = 200_000          // --jobs
+	jobsPinned    = 500_000          // the same with --pin and --pin-writer
 	benchSpan     = 2 * time.Second  // of one turn of a rate
 	benchTurns    = 3                // of rates that are taken in turn
 	pickupRate    = 100              // jobs a second
@@ -113,8 +115,8 @@ func (b *bench) workMany(ctx context.Context, queue string, n, slots int) (secon
 // drain measures inserting and draining, WAL and dead rows; with --pin and --pin-writer again under an open transaction.
 func (b *bench) drain(ctx context.Context) error {
 	n := b.c.Jobs
-	if b.c.Pin || b.c.PinWriter {
-		n = max(n, 500_000)
+	if (b.c.Pin || b.c.PinWriter) && n == jobsDefault {
+		n = jobsPinned
 	}
 	rate, err := b.drainOnce(ctx, n, true)
 	if err != nil {
