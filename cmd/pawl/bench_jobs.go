@@ -324,6 +324,17 @@ func (b *bench) pickup(ctx context.Context) error {
 	)
 	tick := time.NewTicker(time.Second / pickupRate)
 	defer tick.Stop()
+	for range pickupRate { // not counted: connections and plans are made
+		<-tick.C
+		if _, err := benchNoop.Enqueue(ctx, b.pool, benchArgs{Pad: benchPad}, job.Queue(queue)); err != nil {
+			p.stop()
+			return err
+		}
+		if _, err := p.wait(ctx, "start"); err != nil {
+			p.stop()
+			return err
+		}
+	}
 	for range int(pickupSpan.Seconds()) * pickupRate {
 		<-tick.C
 		wg.Go(func() {
