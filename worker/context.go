@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/pawl-dev/pawl/coordinator/job"
 )
 
 // taskContext is the context of one attempt: its deadline and cancellation under those of the session. It becomes a real context, with its
@@ -37,7 +39,7 @@ func (c *taskContext) get(make bool) context.Context {
 		c.inner = base
 		if !c.deadline.IsZero() {
 			var stop context.CancelFunc
-			c.inner, stop = context.WithDeadlineCause(base, c.deadline, errTimeout)
+			c.inner, stop = context.WithDeadlineCause(base, c.deadline, job.ErrTimeout)
 			_ = stop // the end of base frees the timer; stop itself would say context.Canceled where base says why
 		}
 		if c.over {

@@ -137,7 +137,7 @@ func startProcess(tb testing.TB, url, point, how string) *process {
 	return p
 }
 
-// waitSignal waits until the process has stopped itself.
+// waitStopped waits until the process has stopped itself.
 func (p *process) waitStopped(tb testing.TB) {
 	until(tb, "the process to stop itself", func() bool {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))

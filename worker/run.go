@@ -16,8 +16,6 @@ import (
 	"github.com/pawl-dev/pawl/db"
 )
 
-var errTimeout = job.ErrTimeout
-
 // ResultBytesMax bounds what a handler may return.
 const ResultBytesMax = 1 << 20
 
@@ -213,8 +211,8 @@ func (r *run) end(t *task, result json.RawMessage, done bool, err, cause error) 
 		delay := notBegunDelay
 		e = job.Ending{Outcome: job.Returned, Delay: &delay, Err: err}
 	}
-	if e.Outcome == job.Failed && e.Delay == nil && errors.Is(cause, errTimeout) && !errors.Is(e.Err, errTimeout) {
-		e.Err = fmt.Errorf("%w after %s: %w", errTimeout, t.timeout, e.Err)
+	if e.Outcome == job.Failed && e.Delay == nil && errors.Is(cause, job.ErrTimeout) && !errors.Is(e.Err, job.ErrTimeout) {
+		e.Err = fmt.Errorf("%w after %s: %w", job.ErrTimeout, t.timeout, e.Err)
 	}
 	r.comp.settle(t, e, result)
 }
@@ -267,7 +265,7 @@ func (r *run) giveUp(t *task) {
 	r.w.stats.givenUp.Add(1)
 	r.w.conf.Logger.Error("handler ignores its cancelled context and was given up; its goroutine leaks until it returns",
 		"job", t.id, "kind", t.kind, "attempt", t.attempt)
-	r.comp.settle(t, job.Ending{Outcome: job.Failed, Err: fmt.Errorf("%w after %s: the handler ignored its context and was given up", errTimeout, t.timeout)}, nil)
+	r.comp.settle(t, job.Ending{Outcome: job.Failed, Err: fmt.Errorf("%w after %s: the handler ignored its context and was given up", job.ErrTimeout, t.timeout)}, nil)
 	r.free(t.queue)
 	go r.slot(t.queue) // takes the place of the one given up, which is waited for no more
 }

@@ -112,7 +112,7 @@ func (d *Definition[A]) EnqueueMany(ctx context.Context, on DB, args iter.Seq[A]
 	}
 	var (
 		bodies [][]byte
-		keys   []*string
+		keys   []string
 		bytes  int
 		added  int
 		seen   int
@@ -124,7 +124,7 @@ func (d *Definition[A]) EnqueueMany(ctx context.Context, on DB, args iter.Seq[A]
 		row, err := db.New(on).EnqueueJobs(ctx, db.EnqueueJobsParams{
 			Ns: own.namespace, Queue: own.queue, Kind: d.kind, Args: bodies, Priority: own.priority, RunAt: own.runAt, MaxAttempts: own.maxAttempts,
 			TimeoutMs: own.timeoutMs, BackoffMs: own.backoffMs, BackoffMsMax: own.backoffMsMax, Headers: own.headers,
-			DedupeKeys: texts(keys), DedupeWindow: own.dedupeWindow,
+			DedupeKeys: keys, DedupeWindow: own.dedupeWindow,
 		})
 		if err != nil {
 			return fmt.Errorf("enqueue %s: batch of %d after %d jobs: %w", d.kind, len(bodies), seen, wrap(err))
@@ -152,8 +152,7 @@ func (d *Definition[A]) EnqueueMany(ctx context.Context, on DB, args iter.Seq[A]
 		bodies = append(bodies, body)
 		bytes += len(body)
 		if own.dedupeKey != nil {
-			key := own.dedupeKey.(func(A) string)(a)
-			keys = append(keys, &key)
+			keys = append(keys, own.dedupeKey.(func(A) string)(a))
 		}
 	}
 	if err := flush(); err != nil {

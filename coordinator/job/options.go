@@ -153,14 +153,3 @@ func millis(what string, d, least time.Duration) (*int32, error) {
 	n := int32(ms)
 	return &n, nil
 }
-
-func texts(keys []*string) []string {
-	if len(keys) == 0 {
-		return nil
-	}
-	out := make([]string, len(keys))
-	for i, k := range keys {
-		out[i] = *k
-	}
-	return out
-}
