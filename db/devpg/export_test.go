@@ -41,6 +41,15 @@ func ServerUID() (int, error) {
 	return acct.uid(), err
 }
 
+// Prepare makes the directories of a server.
+func Prepare(dir string) error {
+	acct, err := serverAccount("")
+	if err == nil {
+		_, err = prepare(dir, acct)
+	}
+	return err
+}
+
 var (
 	AdviceFor         = adviceFor
 	CheckHash         = checkHash

@@ -25,6 +25,10 @@ const (
 	// startTriesMax is how often a start is tried at most, if what keeps it
 	// from succeeding will pass. Each try takes some 50 ms.
 	startTriesMax = 100
+
+	// prepareTriesMax is how often the directories are made at most, while
+	// others remove them: until one of us holds its lock, it is nobody's.
+	prepareTriesMax = 20
 )
 
 // places is where one server keeps and offers what it has.
@@ -91,8 +95,19 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	return server, nil
 }
 
-// prepare makes the directories of a server, and tells where they are.
-func prepare(dir string, acct account) (places, error) {
+// prepare makes the directories of a server, again if they are removed
+// meanwhile, and tells where they are.
+func prepare(dir string, acct account) (at places, err error) {
+	for range prepareTriesMax {
+		at, err = prepareOnce(dir, acct)
+		if !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
+	return at, err
+}
+
+func prepareOnce(dir string, acct account) (places, error) {
 	if err := checkOurs(dir); err != nil {
 		return places{}, err
 	}

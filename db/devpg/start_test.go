@@ -200,6 +200,28 @@ func TestStart_concurrent(t *testing.T) {
 	}
 }
 
+// TestPrepare_swept makes a directory while others remove it: it is nobody's.
+func TestPrepare_swept(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(newDir(t), "run")
+	ctx, cancel := context.WithCancel(bounded(t))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for range 4 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = devpg.RemoveUnowned(ctx, dir) // all at once: some find nothing left
+			}
+		})
+	}
+	for i := range 1000 {
+		if err := devpg.Prepare(dir); err != nil {
+			t.Fatalf("try %d: %v", i, err)
+		}
+	}
+}
+
 // TestStart_other adopts the server of another process, and takes its place
 // when that process stops it.
 func TestStart_other(t *testing.T) {
