@@ -33,10 +33,8 @@ func (q *Queries) CancelJob(ctx context.Context, arg CancelJobParams) (CancelJob
 }
 
 const enqueueJob = `-- name: EnqueueJob :one
-SELECT id::bigint AS id, duplicate::boolean AS duplicate
-FROM pawl.enqueue($1::smallint, $2::text, $3::text, $4::json, $5::smallint, $6::timestamptz, $7::smallint,
-  $8::int, $9::int, $10::int, $11::json,
-  $12::text, $13::interval)
+SELECT pawl.enqueue($1::smallint, $2::text, $3::text, $4::json, $5::smallint, $6::timestamptz, $7::smallint,
+  $8::int, $9::int, $10::int, $11::json)::bigint AS id
 `
 
 type EnqueueJobParams struct {
@@ -51,16 +49,9 @@ type EnqueueJobParams struct {
 	BackoffMs    *int32
 	BackoffMsMax *int32
 	Headers      []byte
-	DedupeKey    *string
-	DedupeWindow *time.Duration
 }
 
-type EnqueueJobRow struct {
-	ID        int64
-	Duplicate bool
-}
-
-func (q *Queries) EnqueueJob(ctx context.Context, arg EnqueueJobParams) (EnqueueJobRow, error) {
+func (q *Queries) EnqueueJob(ctx context.Context, arg EnqueueJobParams) (int64, error) {
 	row := q.db.QueryRow(ctx, enqueueJob,
 		arg.Ns,
 		arg.Queue,
@@ -73,12 +64,10 @@ func (q *Queries) EnqueueJob(ctx context.Context, arg EnqueueJobParams) (Enqueue
 		arg.BackoffMs,
 		arg.BackoffMsMax,
 		arg.Headers,
-		arg.DedupeKey,
-		arg.DedupeWindow,
 	)
-	var i EnqueueJobRow
-	err := row.Scan(&i.ID, &i.Duplicate)
-	return i, err
+	var id int64
+	err := row.Scan(&id)
+	return id, err
 }
 
 const enqueueJobs = `-- name: EnqueueJobs :one

@@ -69,6 +69,26 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- Whether this is the cluster of that identifier. Postgres puts it in place of its call.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.is_home(p_cluster bigint) RETURNS boolean LANGUAGE sql BEGIN ATOMIC
+  SELECT p_cluster = coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster());
+END;
+-- +goose StatementEnd
+
+-- The queue of that name and its line, if both exist. Postgres puts it in place of its call.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.line_of(p_ns smallint, p_queue text, p_priority smallint)
+RETURNS TABLE (queue_id int, payload_bytes_max int, epoch smallint, cluster bigint) LANGUAGE sql STABLE BEGIN ATOMIC
+  SELECT q.id, q.payload_bytes_max, l.epoch, l.cluster
+    FROM pawl.queue q
+    CROSS JOIN LATERAL (
+      SELECT x.epoch, x.cluster FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = q.id AND x.priority = p_priority
+      OFFSET 0) l  -- else a plan made while there are few lines reads all of them
+    WHERE q.ns = p_ns AND q.name = p_queue;
+END;
+-- +goose StatementEnd
+
 -- +goose StatementBegin
 CREATE FUNCTION pawl.raise_moved(p_queue text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -124,5 +144,5 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.queue_pause, pawl.line_create, pawl.raise_moved, pawl.cluster, pawl.namespace_create;
+DROP FUNCTION pawl.queue_pause, pawl.line_create, pawl.raise_moved, pawl.line_of, pawl.is_home, pawl.cluster, pawl.namespace_create;
 DROP TABLE pawl.line, pawl.queue, pawl.namespace;

@@ -23,11 +23,7 @@ CREATE TABLE pawl.job (
   args           json        NOT NULL,
   headers        json,
   dedupe_key     text,
-  PRIMARY KEY (ns, id),
-  CONSTRAINT job_kind_length CHECK (length(kind) BETWEEN 1 AND 128),
-  CONSTRAINT job_max_attempts CHECK (max_attempts BETWEEN 1 AND 1000),
-  CONSTRAINT job_timeout CHECK (timeout_ms > 0),
-  CONSTRAINT job_backoff CHECK (backoff_ms >= 0 AND backoff_ms_max >= backoff_ms)
+  PRIMARY KEY (ns, id)
 ) PARTITION BY RANGE (id);
 
 -- A place in line: the jobs job_id … job_id + jobs - 1, runnable from the commit of xid on, in the order (epoch, xid, job_id).
@@ -42,9 +38,7 @@ CREATE TABLE pawl.ready (
   epoch    smallint NOT NULL,
   attempt  smallint NOT NULL,
   again    boolean  NOT NULL,
-  PRIMARY KEY (ns, queue_id, priority, epoch, xid, job_id),
-  CONSTRAINT ready_jobs CHECK (jobs BETWEEN 1 AND 1000 AND (jobs = 1 OR NOT again)),
-  CONSTRAINT ready_attempt CHECK (attempt >= 1)
+  PRIMARY KEY (ns, queue_id, priority, epoch, xid, job_id)
 ) PARTITION BY RANGE (xid);
 CREATE INDEX ready_again ON pawl.ready (ns, job_id) WHERE again;
 

@@ -164,7 +164,7 @@ BEGIN
   IF l.epoch IS NULL OR v_paused IS NOT NULL OR p_limit < 1 THEN
     RETURN;
   END IF;
-  IF l.cluster <> coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster()) THEN
+  IF NOT pawl.is_home(l.cluster) THEN
     PERFORM pawl.raise_moved(q.name) FROM pawl.queue q WHERE q.ns = p_ns AND q.id = p_queue;
   END IF;
   p_limit := least(p_limit, 10000);

@@ -87,7 +87,7 @@ BEGIN
     INSERT INTO pawl.scheduled (run_at, job_id, queue_id, ns, priority, attempt) VALUES (p_run_at, p_job, p_queue, p_ns, p_priority, p_attempt);
   ELSE
     SELECT l.epoch, l.cluster INTO v_epoch, v_cluster FROM pawl.line l WHERE l.ns = p_ns AND l.queue_id = p_queue AND l.priority = p_priority;
-    IF v_cluster <> coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster()) THEN
+    IF NOT pawl.is_home(v_cluster) THEN
       PERFORM pawl.raise_moved(q.name) FROM pawl.queue q WHERE q.ns = p_ns AND q.id = p_queue;
     END IF;
     INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)

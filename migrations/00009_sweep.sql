@@ -130,7 +130,7 @@ BEGIN
     CROSS JOIN LATERAL (SELECT x.epoch FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = d.queue_id AND x.priority = d.priority OFFSET 0) l;
   PERFORM pawl.raise_moved(q.name) FROM unnest(queue_ids) k
     CROSS JOIN LATERAL (SELECT FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = k
-      AND x.cluster <> coalesce(nullif(current_setting('pawl.cluster', true), '')::bigint, pawl.cluster()) LIMIT 1) l
+      AND NOT pawl.is_home(x.cluster) LIMIT 1) l
     CROSS JOIN LATERAL (SELECT x.name FROM pawl.queue x WHERE x.ns = p_ns AND x.id = k OFFSET 0) q;
   SELECT d.run_at - clock_timestamp() INTO next_in FROM pawl.scheduled d
     WHERE d.ns = p_ns AND -d.ns = -p_ns AND d.run_at >= coalesce(moved_to, v_from) ORDER BY d.run_at LIMIT 1;

@@ -1,8 +1,6 @@
 -- name: EnqueueJob :one
-SELECT id::bigint AS id, duplicate::boolean AS duplicate
-FROM pawl.enqueue(@ns::smallint, @queue::text, @kind::text, @args::json, @priority::smallint, sqlc.narg(run_at)::timestamptz, @max_attempts::smallint,
-  sqlc.narg(timeout_ms)::int, sqlc.narg(backoff_ms)::int, sqlc.narg(backoff_ms_max)::int, sqlc.narg(headers)::json,
-  sqlc.narg(dedupe_key)::text, sqlc.narg(dedupe_window)::interval);
+SELECT pawl.enqueue(@ns::smallint, @queue::text, @kind::text, @args::json, @priority::smallint, sqlc.narg(run_at)::timestamptz, @max_attempts::smallint,
+  sqlc.narg(timeout_ms)::int, sqlc.narg(backoff_ms)::int, sqlc.narg(backoff_ms_max)::int, sqlc.narg(headers)::json)::bigint AS id;
 
 -- name: EnqueueJobs :one
 SELECT first_id::bigint AS first_id, ids::bigint[] AS ids, duplicates::boolean[] AS duplicates

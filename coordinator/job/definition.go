@@ -85,22 +85,38 @@ func (d *Definition[A]) Enqueue(ctx context.Context, on DB, args A, opts ...Opti
 	if err != nil {
 		return Enqueued{}, fmt.Errorf("enqueue %s: %w: args: %w", d.kind, ErrInvalid, err)
 	}
-	p := db.EnqueueJobParams{
-		Ns: o.namespace, Queue: o.queue, Kind: d.kind, Args: body, Priority: o.priority, RunAt: o.runAt, MaxAttempts: o.maxAttempts,
-		TimeoutMs: o.timeoutMs, BackoffMs: o.backoffMs, BackoffMsMax: o.backoffMsMax, Headers: o.headers, DedupeWindow: o.dedupeWindow,
-	}
-	if o.dedupeKey != nil {
-		key := o.dedupeKey.(func(A) string)(args)
-		p.DedupeKey = &key
-	}
-	row, err := db.New(on).EnqueueJob(ctx, p)
+	e, err := d.enqueue(ctx, on, o, args, body)
 	if err != nil {
 		return Enqueued{}, fmt.Errorf("enqueue %s: %w", d.kind, wrap(err))
 	}
-	if !row.Duplicate {
+	if !e.Duplicate {
 		d.hint.enqueued(ctx, on, o)
 	}
-	return Enqueued{row.ID, row.Duplicate}, nil
+	return e, nil
+}
+
+func (d *Definition[A]) enqueue(ctx context.Context, on DB, o *options, args A, body []byte) (Enqueued, error) {
+	if o.dedupeKey == nil {
+		id, err := db.New(on).EnqueueJob(ctx, db.EnqueueJobParams{
+			Ns: o.namespace, Queue: o.queue, Kind: d.kind, Args: body, Priority: o.priority, RunAt: o.runAt, MaxAttempts: o.maxAttempts,
+			TimeoutMs: o.timeoutMs, BackoffMs: o.backoffMs, BackoffMsMax: o.backoffMsMax, Headers: o.headers,
+		})
+		return Enqueued{ID: id}, err
+	}
+	row, err := d.enqueueBatch(ctx, on, o, [][]byte{body}, []string{o.dedupeKey.(func(A) string)(args)})
+	if err != nil {
+		return Enqueued{}, err
+	}
+	return Enqueued{ID: row.IDs[0], Duplicate: row.Duplicates[0]}, nil
+}
+
+// enqueueBatch adds up to BatchJobsMax jobs. keys is empty or as long as bodies.
+func (d *Definition[A]) enqueueBatch(ctx context.Context, on DB, o *options, bodies [][]byte, keys []string) (db.EnqueueJobsRow, error) {
+	return db.New(on).EnqueueJobs(ctx, db.EnqueueJobsParams{
+		Ns: o.namespace, Queue: o.queue, Kind: d.kind, Args: bodies, Priority: o.priority, RunAt: o.runAt, MaxAttempts: o.maxAttempts,
+		TimeoutMs: o.timeoutMs, BackoffMs: o.backoffMs, BackoffMsMax: o.backoffMsMax, Headers: o.headers,
+		DedupeKeys: keys, DedupeWindow: o.dedupeWindow,
+	})
 }
 
 // EnqueueMany adds jobs, BatchJobsMax a round trip. It returns how many were added, without duplicates.
@@ -121,11 +137,7 @@ func (d *Definition[A]) EnqueueMany(ctx context.Context, on DB, args iter.Seq[A]
 		if len(bodies) == 0 {
 			return nil
 		}
-		row, err := db.New(on).EnqueueJobs(ctx, db.EnqueueJobsParams{
-			Ns: own.namespace, Queue: own.queue, Kind: d.kind, Args: bodies, Priority: own.priority, RunAt: own.runAt, MaxAttempts: own.maxAttempts,
-			TimeoutMs: own.timeoutMs, BackoffMs: own.backoffMs, BackoffMsMax: own.backoffMsMax, Headers: own.headers,
-			DedupeKeys: keys, DedupeWindow: own.dedupeWindow,
-		})
+		row, err := d.enqueueBatch(ctx, on, &own, bodies, keys)
 		if err != nil {
 			return fmt.Errorf("enqueue %s: batch of %d after %d jobs: %w", d.kind, len(bodies), seen, wrap(err))
 		}

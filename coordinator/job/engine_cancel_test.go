@@ -141,7 +141,7 @@ func TestEngineCancelStates(t *testing.T) {
 		e.settle(e.pool, e.claim(e.pool, s, q, 1), 0, outcome, nil)
 		return id
 	}
-	scheduled := get[int64](e, e.pool, "SELECT id FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => now() + interval '1 hour')")
+	scheduled := get[int64](e, e.pool, "SELECT pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => now() + interval '1 hour')")
 	for _, test := range []struct {
 		job       int64
 		was, then string
@@ -184,7 +184,7 @@ func TestEngineRetryStates(t *testing.T) {
 			was, then string
 		}{
 			{12345, "none", "none 0"},
-			{get[int64](e, e.pool, "SELECT id FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => now() + interval '1 hour')"), "scheduled", "available 1"},
+			{get[int64](e, e.pool, "SELECT pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => now() + interval '1 hour')"), "scheduled", "available 1"},
 			{finished("failed"), "retrying", "available 2"},
 			{finished("succeeded"), "succeeded", "available 2"},
 			{finished("discarded"), "discarded", "available 2"},

@@ -12,7 +12,7 @@ import (
 
 // enqueueKey enqueues one job with a dedupe key. window "" is none.
 func (e *engine) enqueueKey(db dbtx, queue, key, window string) (id int64, duplicate bool, err error) {
-	err = db.QueryRow(e.ctx, `SELECT * FROM pawl.enqueue(1::smallint, $1, 'test', '{}', p_dedupe_key => $2, p_dedupe_window => nullif($3, '')::interval)`,
+	err = db.QueryRow(e.ctx, `SELECT * FROM pawl.enqueue_unique(1::smallint, $1, 'test', '{}', $2, nullif($3, '')::interval)`,
 		queue, key, window).Scan(&id, &duplicate)
 	return id, duplicate, err
 }
@@ -73,6 +73,15 @@ func TestEngineEnqueueBounds(t *testing.T) {
 		"empty batch":        {`SELECT * FROM pawl.enqueue_many(1::smallint, 'q', 'test', '{}')`, "22023"},
 		"batch too long":     {`SELECT * FROM pawl.enqueue_many(1::smallint, 'q', 'test', array_fill('1'::json, ARRAY[1001]))`, "22023"},
 		"number of keys":     {`SELECT * FROM pawl.enqueue_many(1::smallint, 'q', 'test', '{1,2}', p_dedupe_keys => '{a}')`, "22023"},
+		"kind":               {`SELECT * FROM pawl.enqueue(1::smallint, 'q', '', '{}')`, "22023"},
+		"no args":            {`SELECT * FROM pawl.enqueue(1::smallint, 'q', 'test', NULL)`, "22023"},
+		"one without args":   {`SELECT * FROM pawl.enqueue_many(1::smallint, 'q', 'test', ARRAY['{}', NULL]::json[])`, "22023"},
+		"attempts":           {`SELECT * FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_max_attempts => 1001::smallint)`, "22023"},
+		"no attempts":        {`SELECT * FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_max_attempts => NULL)`, "22023"},
+		"timeout":            {`SELECT * FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_timeout_ms => 0)`, "22023"},
+		"backoff":            {`SELECT * FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_backoff_ms => 2, p_backoff_ms_max => 1)`, "22023"},
+		"attempts of many":   {`SELECT * FROM pawl.enqueue_many(1::smallint, 'q', 'test', '{1}', p_max_attempts => 0::smallint)`, "22023"},
+		"no key":             {`SELECT * FROM pawl.enqueue_unique(1::smallint, 'q', 'test', '{}', NULL)`, "22023"},
 		"priority":           {`SELECT * FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_priority => 5::smallint)`, "22023"},
 		"queue's name":       {`SELECT * FROM pawl.enqueue(1::smallint, '', 'test', '{}')`, "22023"},
 		"namespace":          {`SELECT * FROM pawl.enqueue(7::smallint, 'q', 'test', '{}')`, "22023"},
@@ -101,7 +110,7 @@ func TestEngineIDs(t *testing.T) {
 				var first int64
 				var err error
 				if n == 1 {
-					err = conn.QueryRow(e.ctx, "SELECT id FROM pawl.enqueue(1::smallint, 'q', 'test', '{}')").Scan(&first)
+					err = conn.QueryRow(e.ctx, "SELECT pawl.enqueue(1::smallint, 'q', 'test', '{}')").Scan(&first)
 				} else {
 					err = conn.QueryRow(e.ctx, "SELECT first_id FROM pawl.enqueue_many(1::smallint, 'q', 'test', array_fill('{}'::json, ARRAY[$1::int]))", n).Scan(&first)
 				}

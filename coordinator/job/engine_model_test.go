@@ -138,7 +138,7 @@ func (m *model) add(id int64, l modelLine, attemptsMax int16) *modelJob {
 
 func (m *model) enqueueOne() {
 	l, most := m.someLine(), int16(1+m.rand.IntN(4))
-	id := get[int64](m.engine, m.pool, "SELECT id FROM pawl.enqueue(1::smallint, $1, 'test', '{}', $2, now() - interval '1 s', $3, NULL, 3600000)", modelQueues[l.queue], l.priority, most)
+	id := get[int64](m.engine, m.pool, "SELECT pawl.enqueue(1::smallint, $1, 'test', '{}', $2, now() - interval '1 s', $3, NULL, 3600000)", modelQueues[l.queue], l.priority, most)
 	m.say("enqueue %d on %v, at most %d attempts", id, l, most)
 	m.inLine(m.add(id, l, most))
 	m.commitMoved()
@@ -157,7 +157,7 @@ func (m *model) enqueueBatch() {
 
 func (m *model) schedule() {
 	l, most := m.someLine(), int16(1+m.rand.IntN(4))
-	id := get[int64](m.engine, m.pool, "SELECT id FROM pawl.enqueue(1::smallint, $1, 'test', '{}', $2, now() + interval '1 h', $3, NULL, 3600000)", modelQueues[l.queue], l.priority, most)
+	id := get[int64](m.engine, m.pool, "SELECT pawl.enqueue(1::smallint, $1, 'test', '{}', $2, now() + interval '1 h', $3, NULL, 3600000)", modelQueues[l.queue], l.priority, most)
 	m.say("schedule %d on %v, at most %d attempts", id, l, most)
 	m.add(id, l, most).state = "scheduled"
 }

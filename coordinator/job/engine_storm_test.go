@@ -136,7 +136,7 @@ func (s *storm) write(conn *pgx.Conn, pauseMax float64) error {
 func (s *storm) append(tx pgx.Tx) (ids []int64, err error) {
 	n, first := 1, int64(0)
 	if rand.N(3) > 0 {
-		err = tx.QueryRow(s.ctx, "SELECT id FROM pawl.enqueue(1::smallint, 'q', 'test', '{}')").Scan(&first)
+		err = tx.QueryRow(s.ctx, "SELECT pawl.enqueue(1::smallint, 'q', 'test', '{}')").Scan(&first)
 	} else {
 		n = 1 + rand.N(40)
 		err = tx.QueryRow(s.ctx, "SELECT first_id FROM pawl.enqueue_many(1::smallint, 'q', 'test', array_fill('{}'::json, ARRAY[$1::int]))", n).Scan(&first)

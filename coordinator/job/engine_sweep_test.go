@@ -175,7 +175,7 @@ func TestEngineDueStraggler(t *testing.T) {
 	q := e.queue("q")
 	late, _ := e.begin()
 	schedule := func(db dbtx, ago string) int64 {
-		id := get[int64](e, db, "SELECT id FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => now() + interval '1 h')")
+		id := get[int64](e, db, "SELECT pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => now() + interval '1 h')")
 		e.exec(db, "UPDATE pawl.scheduled SET run_at = clock_timestamp() - $2::interval WHERE job_id = $1", id, ago)
 		return id
 	}
@@ -200,7 +200,7 @@ func TestEngineDueCancel(t *testing.T) {
 	e := newEngine(t)
 	q := e.queue("q")
 	schedule := func() int64 {
-		id := get[int64](e, e.pool, "SELECT id FROM pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => now() + interval '1 hour')")
+		id := get[int64](e, e.pool, "SELECT pawl.enqueue(1::smallint, 'q', 'test', '{}', p_run_at => now() + interval '1 hour')")
 		e.exec(e.pool, "UPDATE pawl.scheduled SET run_at = now() - interval '1 s'")
 		return id
 	}

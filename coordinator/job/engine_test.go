@@ -157,7 +157,7 @@ func (e *engine) queue(name string) int32 {
 
 func (e *engine) enqueue(db dbtx, queue string) int64 {
 	e.Helper()
-	return get[int64](e, db, "SELECT id FROM pawl.enqueue(1::smallint, $1, 'test', '{}')", queue)
+	return get[int64](e, db, "SELECT pawl.enqueue(1::smallint, $1, 'test', '{}')", queue)
 }
 
 // enqueueMany enqueues one batch of n jobs and returns the first id.

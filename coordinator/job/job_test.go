@@ -165,7 +165,7 @@ func TestEnqueueSQL(t *testing.T) {
 	ctx := context.Background()
 	var id int64
 	var duplicate bool
-	err := pool.QueryRow(ctx, `SELECT id, duplicate FROM pawl.enqueue('1', 'mail', 'email.send', '{"to": "ada@example.com"}', p_priority => '3')`).Scan(&id, &duplicate)
+	err := pool.QueryRow(ctx, `SELECT id, duplicate FROM pawl.enqueue_unique('1', 'mail', 'email.send', '{"to": "ada@example.com"}', 'key', p_priority => '3')`).Scan(&id, &duplicate)
 	if err != nil || id == 0 || duplicate {
 		t.Fatalf("got %d, %v, %v", id, duplicate, err)
 	}
