@@ -1,7 +1,8 @@
 -- +goose Up
 
 -- A session is a process's membership, kept alive by one heartbeat, whatever the process holds.
--- claims_from: no claim of the session below it has jobs left to end.
+-- Claims with jobs left to end are among claims_open, which are below claims_clear, and those from claims_clear on: a job of hours does not make
+-- every heartbeat look at all claims since.
 CREATE TABLE pawl.session (
   ns          smallint    NOT NULL REFERENCES pawl.namespace,
   id          bigint      GENERATED ALWAYS AS IDENTITY,
@@ -15,7 +16,8 @@ CREATE TABLE pawl.session (
   ended_at    timestamptz,
   ended_why   text,
   rescued_at  timestamptz,
-  claims_from bigint      NOT NULL DEFAULT 0,
+  claims_clear bigint     NOT NULL DEFAULT 0,
+  claims_open bigint[]    NOT NULL DEFAULT '{}',
   PRIMARY KEY (ns, id),
   CONSTRAINT session_name_length CHECK (length(name) <= 256),
   CONSTRAINT session_ttl CHECK (ttl BETWEEN interval '1 second' AND interval '1 hour')

@@ -52,8 +52,9 @@ CREATE TABLE pawl.scheduled (
   attempt  smallint    NOT NULL,
   PRIMARY KEY (ns, job_id)
 );
--- By -ns: a look for one job must not be able to use it, which the planner would among few rows.
+-- By -ns and -queue_id: other looks must not be able to use them, which the planner would among few rows.
 CREATE INDEX scheduled_due ON pawl.scheduled ((-ns), run_at, job_id);
+CREATE INDEX scheduled_queue ON pawl.scheduled ((-queue_id));
 
 -- A claim: this session took these jobs (runs of ids, each with its attempt), and the line stands here since.
 -- Everything up to (cursor_epoch, cursor_xid, cursor_id), and cursor_taken jobs of that row, has been taken, but for late_xid: the

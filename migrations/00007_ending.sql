@@ -39,6 +39,9 @@ DECLARE
 BEGIN
   PERFORM pawl.require_read_committed();
   FOR i IN 1 .. cardinality(p_claims) LOOP
+    IF p_claims[i] <= p_claims[i - 1] THEN  -- in this order nobody waits in a circle; and what is named twice would end twice
+      RAISE EXCEPTION 'pawl: claim % is named after claim %: they must ascend', p_claims[i], p_claims[i - 1] USING ERRCODE = 'PW005';
+    END IF;
     PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claims[i]));
   END LOOP;
   v_alive := EXISTS (SELECT FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL);
@@ -91,7 +94,10 @@ BEGIN
       PERFORM pawl.raise_moved(q.name) FROM pawl.queue q WHERE q.ns = p_ns AND q.id = p_queue;
     END IF;
     INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)
-      VALUES (pg_current_xact_id(), p_job, 1, p_queue, p_ns, p_priority, v_epoch, p_attempt, true);
+      VALUES (pg_current_xact_id(), p_job, 1, p_queue, p_ns, p_priority, v_epoch, p_attempt, true) ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+      RAISE EXCEPTION 'pawl: job % has been put in line by this transaction before', p_job USING ERRCODE = 'PW005', HINT = 'Commit between the two.';
+    END IF;
   END IF;
 END $$;
 -- +goose StatementEnd
@@ -120,7 +126,8 @@ BEGIN
   CASE v_outcome
     WHEN 'succeeded' THEN
       IF p_result IS NOT NULL THEN
-        INSERT INTO pawl.result (ns, job_id, at, value) VALUES (p_ns, j.id, clock_timestamp(), p_result) ON CONFLICT DO NOTHING;
+        INSERT INTO pawl.result (ns, job_id, at, value) VALUES (p_ns, j.id, clock_timestamp(), p_result)
+          ON CONFLICT (ns, job_id) DO UPDATE SET at = excluded.at, value = excluded.value;  -- of a job that succeeded before and was retried
       END IF;
     WHEN 'failed' THEN
       PERFORM pawl.job_again(p_ns, j.id, j.queue_id, j.priority, (j.attempt + 1)::smallint,
@@ -241,13 +248,17 @@ CREATE FUNCTION pawl.abandon(p_ns smallint, p_session bigint, p_nonce bigint, p_
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '10s' AS $$
 DECLARE
   v_claim bigint;
-  v_from  bigint;
+  v_clear bigint;
+  v_open  bigint[];
   v_n     int := 0;
 BEGIN
   PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, p_queue, p_priority));
-  SELECT s.claims_from INTO v_from FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session;
-  FOR v_claim IN SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND -c.id <= -v_from AND c.id >= v_from AND c.nonce = p_nonce
-      ORDER BY -c.id DESC LOOP
+  SELECT s.claims_clear, s.claims_open INTO v_clear, v_open FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session;
+  FOR v_claim IN
+    (SELECT o FROM unnest(v_open) o WHERE EXISTS (SELECT FROM pawl.claim c WHERE c.ns = p_ns AND c.id = o AND c.nonce = p_nonce))
+    UNION ALL
+    (SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND -c.id <= -v_clear AND c.id >= v_clear AND c.nonce = p_nonce)
+  LOOP
     v_n := v_n + pawl.claim_give_back(p_ns, v_claim, 'returned', NULL);
   END LOOP;
   RETURN v_n;
@@ -262,53 +273,56 @@ CREATE FUNCTION pawl.session_renew(p_ns smallint, p_session bigint, p_held bigin
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '5s' AS $$
 DECLARE
   c_claims_max CONSTANT int := 10000;  -- looked at in one beat; the next goes on from there
-  v_from  bigint;
+  v_clear bigint;
+  v_open  bigint[];
+  n_open  bigint[] := '{}';
   v_ttl   interval;
   v_seen  int := 0;
-  v_before int;
+  v_last  bigint;
   v_quiet boolean;
   c       record;
-  v_first bigint;
-  v_last  bigint;
 BEGIN
-  SELECT s.claims_from, s.ttl INTO v_from, v_ttl FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL;
+  SELECT s.claims_clear, s.claims_open, s.ttl INTO v_clear, v_open, v_ttl FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL;
   alive := FOUND;
   IF NOT alive THEN
     RETURN;
   END IF;
   stray_claims := '{}';
-  FOR c IN SELECT x.id, x.claimed_at FROM pawl.claim x WHERE x.ns = p_ns AND x.session_id = p_session AND -x.id <= -v_from AND x.id >= v_from
-      ORDER BY -x.id DESC LIMIT c_claims_max LOOP
-    v_seen := v_seen + 1;
-    v_last := c.id;
+  FOR c IN
+    (SELECT k.id, k.claimed_at FROM unnest(v_open) o
+      CROSS JOIN LATERAL (SELECT x.id, x.claimed_at FROM pawl.claim x WHERE x.ns = p_ns AND x.id = o OFFSET 0) k)
+    UNION ALL
+    (SELECT x.id, x.claimed_at FROM pawl.claim x WHERE x.ns = p_ns AND x.session_id = p_session AND -x.id <= -v_clear AND x.id >= v_clear
+      ORDER BY -x.id DESC LIMIT c_claims_max)
+  LOOP
+    IF c.id >= v_clear THEN
+      v_seen := v_seen + 1;
+      v_last := c.id;
+    END IF;
     IF c.id = ANY (p_held) THEN
-      v_before := coalesce(v_before, v_seen - 1);
-      v_first := coalesce(v_first, c.id);
+      n_open := n_open || c.id;
     ELSIF NOT isempty(pawl.claim_open(p_ns, c.id)) THEN
-      v_before := coalesce(v_before, v_seen - 1);
-      v_first := coalesce(v_first, c.id);
+      n_open := n_open || c.id;
       IF c.claimed_at < clock_timestamp() - v_ttl / 3 THEN
         stray_claims := stray_claims || c.id;
       END IF;
     END IF;
   END LOOP;
-  -- Nothing open: from the last one seen on. It is kept, since a sequence's value may be handed out again after a crash.
-  v_first := coalesce(v_first, v_last, v_from);
-  v_before := coalesce(v_before, v_seen - 1);
-  -- Claims of several lines commit out of the order of their ids: claims_from moves only while none is in flight and when none has come in below it
-  -- since the search. The lock is taken after the search: a claim that waits for it holds its line.
-  IF v_first > v_from THEN
+  -- Claims of several lines commit out of the order of their ids: claims_clear moves only while none is in flight and when none has come in below it
+  -- since the search. The lock is taken after the search: a claim that waits for it holds its line. It moves to the last one seen, not behind it, since
+  -- a sequence's value may be handed out again after a crash.
+  IF v_last > v_clear THEN
     v_quiet := pg_try_advisory_xact_lock(pawl.session_key(p_session));
-    SELECT count(*) INTO v_seen FROM pawl.claim x WHERE x.ns = p_ns AND x.session_id = p_session AND -x.id <= -v_from AND -x.id > -v_first AND x.id >= v_from AND x.id < v_first;
-    IF NOT v_quiet OR v_seen <> v_before THEN
-      v_first := v_from;
+    IF v_quiet AND v_seen = (SELECT count(*) FROM pawl.claim x
+        WHERE x.ns = p_ns AND x.session_id = p_session AND -x.id <= -v_clear AND -x.id >= -v_last AND x.id >= v_clear AND x.id <= v_last) THEN
+      v_clear := v_last;
     END IF;
   END IF;
-  UPDATE pawl.session s SET expires_at = clock_timestamp() + s.ttl, claims_from = v_first
+  UPDATE pawl.session s SET expires_at = clock_timestamp() + s.ttl, claims_clear = v_clear, claims_open = ARRAY(SELECT o FROM unnest(n_open) o WHERE o < v_clear)
     WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL;
   alive := FOUND;
   SELECT array_agg(x.claim_id), array_agg(x.ordinal) INTO cancel_claims, cancel_ordinals
-    FROM pawl.cancellation x WHERE x.ns = p_ns AND x.session_id = p_session AND x.claim_id >= v_from;
+    FROM pawl.cancellation x WHERE x.ns = p_ns AND x.session_id = p_session AND x.claim_id >= least(v_clear, n_open[1]);
 END $$;
 -- +goose StatementEnd
 

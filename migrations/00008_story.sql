@@ -241,7 +241,7 @@ BEGIN
     created_at := q.created_at;
     available := 0;
     oldest_s := 0;
-    SELECT count(*) INTO scheduled FROM (SELECT FROM pawl.scheduled d WHERE d.ns = p_ns AND d.queue_id = q.id LIMIT p_available_max) d;
+    SELECT count(*) INTO scheduled FROM (SELECT FROM pawl.scheduled d WHERE d.ns = p_ns AND -d.queue_id = -q.id LIMIT p_available_max) d;
     FOR k IN SELECT x.priority FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = q.id ORDER BY x.priority LOOP
       SELECT p.* INTO l FROM pawl.line_position(p_ns, q.id, k.priority) p;
       FOR e IN l.c_epoch .. l.epoch LOOP

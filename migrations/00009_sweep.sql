@@ -74,26 +74,31 @@ CREATE FUNCTION pawl.session_rescue(p_ns smallint, p_session bigint, p_limit int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '2s' AS $$
 DECLARE
   v_detail json;
-  v_from   bigint;
+  v_clear  bigint;
+  v_open   bigint[];
   v_claim  bigint;
   v_n      int := 0;
 BEGIN
   jobs := 0;
   left_over := false;
   PERFORM pg_advisory_xact_lock(pawl.session_key(p_session));
-  SELECT s.claims_from, json_build_object('error', format('session %s of %s (%s, pid %s) ended: %s', s.id, s.name, s.host, s.pid, s.ended_why))
-    INTO v_from, v_detail
+  SELECT s.claims_clear, s.claims_open, json_build_object('error', format('session %s of %s (%s, pid %s) ended: %s', s.id, s.name, s.host, s.pid, s.ended_why))
+    INTO v_clear, v_open, v_detail
     FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NOT NULL AND s.rescued_at IS NULL;
   IF NOT FOUND THEN
     RETURN;
   END IF;
-  FOR v_claim IN SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND -c.id <= -v_from AND c.id >= v_from
-      ORDER BY -c.id DESC LIMIT p_limit LOOP
+  FOR v_claim IN
+    (SELECT o FROM unnest(v_open) o)
+    UNION ALL
+    (SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND -c.id <= -v_clear AND c.id >= v_clear ORDER BY -c.id DESC LIMIT p_limit)
+    LIMIT p_limit
+  LOOP
     jobs := jobs + pawl.claim_give_back(p_ns, v_claim, 'lost', v_detail);
     v_n := v_n + 1;
   END LOOP;
   left_over := v_n = p_limit;
-  UPDATE pawl.session s SET claims_from = coalesce(v_claim + 1, s.claims_from), rescued_at = CASE WHEN NOT left_over THEN clock_timestamp() END
+  UPDATE pawl.session s SET claims_clear = greatest(v_clear, v_claim + 1), claims_open = v_open[v_n + 1:], rescued_at = CASE WHEN NOT left_over THEN clock_timestamp() END
     WHERE s.ns = p_ns AND s.id = p_session;
 END $$;
 -- +goose StatementEnd

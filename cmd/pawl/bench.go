@@ -26,8 +26,9 @@ type benchJobsCmd struct {
 	Jobs      int      `default:"200000" help:"Jobs to insert and drain; with --pin and --pin-writer 500,000 unless another number is given."`
 	Batch     int      `default:"1000" help:"Jobs in one enqueue of the insert figure, 1 to 1,000."`
 	Workers   int      `default:"1" help:"Worker processes of the drain."`
-	Pin       bool     `help:"Measure the drain also with a repeatable-read transaction open throughout."`
-	PinWriter bool     `help:"The same with a transaction that has also written."`
+	Pin       bool     `xor:"pin" help:"Measure the drain also with a repeatable-read transaction open throughout."`
+	PinWriter bool     `xor:"pin" help:"The same with a transaction that has also written."`
+	Migrate   bool     `help:"Apply pending migrations to the database of --database-url first. The private one has them."`
 	Repeat    int      `default:"1" help:"Measure each figure that often and report the median."`
 	Only      []string `help:"Measure only these, by key: insert (with work, WAL and dead rows), single, contended, pickup, idle, due, rss, rescue."`
 	Profile   string   `name:"cpuprofile" help:"Write the drain worker's processor profile to this file." type:"path"`
@@ -62,9 +63,11 @@ type bench struct {
 
 // benchReport is what is printed.
 type benchReport struct {
-	Machine  map[string]any     `json:"machine"`
-	Settings map[string]string  `json:"settings"`
-	Figures  map[string]float64 `json:"figures"`
+	Build    build                 `json:"build"`
+	Machine  map[string]any        `json:"machine"`
+	Settings map[string]string     `json:"settings"`
+	Figures  map[string]float64    `json:"figures"`          // medians
+	Ranges   map[string][2]float64 `json:"ranges,omitempty"` // lowest and highest, with --repeat
 }
 
 // Run measures and prints.
@@ -82,8 +85,10 @@ func (c *benchJobsCmd) Run(a *app) error {
 		return err
 	}
 	defer stop()
-	if _, err := migrate.Up(a.ctx, url); err != nil {
-		return err
+	if a.databaseURL == "" || c.Migrate {
+		if _, err := migrate.Up(a.ctx, url); err != nil {
+			return err
+		}
 	}
 	conf, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -181,7 +186,7 @@ var targets = []struct {
 }
 
 func (b *bench) report() error {
-	r := benchReport{Machine: machine(), Settings: map[string]string{}, Figures: map[string]float64{}}
+	r := benchReport{Build: readBuild(), Machine: machine(), Settings: map[string]string{}, Figures: map[string]float64{}, Ranges: map[string][2]float64{}}
 	for _, name := range []string{
 		"server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size", "max_connections", "autovacuum",
 	} {
@@ -193,12 +198,15 @@ func (b *bench) report() error {
 	}
 	for key, values := range b.got {
 		r.Figures[key] = median(values)
+		if len(values) > 1 {
+			r.Ranges[key] = [2]float64{slices.Min(values), slices.Max(values)}
+		}
 	}
 	if b.a.json {
 		return b.a.printJSON(r)
 	}
-	_, _ = fmt.Fprintf(b.a.out, "%v, %v cores, %v; PostgreSQL %s, fsync %s, synchronous_commit %s, shared_buffers %s\n\n",
-		r.Machine["processor"], r.Machine["cores"], r.Machine["go"], r.Settings["server_version"], r.Settings["fsync"], r.Settings["synchronous_commit"],
+	_, _ = fmt.Fprintf(b.a.out, "pawl %s; %v, %v cores, %v; PostgreSQL %s, fsync %s, synchronous_commit %s, shared_buffers %s\n\n",
+		r.Build, r.Machine["processor"], r.Machine["cores"], r.Machine["go"], r.Settings["server_version"], r.Settings["fsync"], r.Settings["synchronous_commit"],
 		r.Settings["shared_buffers"])
 	t := b.a.table("FIGURE", "VALUE", "WANTED", "", "WHAT")
 	for _, w := range targets {
@@ -216,7 +224,11 @@ func (b *bench) report() error {
 				verdict = "MISSED"
 			}
 		}
-		t.row(w.key, figureText(v), wanted, verdict, w.what)
+		text := figureText(v)
+		if least, ok := r.Ranges[w.key]; ok {
+			text += fmt.Sprintf(" (%s–%s)", figureText(least[0]), figureText(least[1]))
+		}
+		t.row(w.key, text, wanted, verdict, w.what)
 	}
 	return t.end()
 }

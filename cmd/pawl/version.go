@@ -43,6 +43,18 @@ func (*versionCmd) Run(a *app) error {
 	return nil
 }
 
+// String is short: the version, and of an unreleased one the revision.
+func (b build) String() string {
+	if b.Revision == "" {
+		return b.Version
+	}
+	changed := ""
+	if b.Modified {
+		changed = ", changed"
+	}
+	return fmt.Sprintf("%s (%.12s%s)", b.Version, b.Revision, changed)
+}
+
 func readBuild() build {
 	b := build{Version: "(devel)", Schema: schemaVersion(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()

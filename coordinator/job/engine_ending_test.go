@@ -323,3 +323,17 @@ func TestEngineEndingIsolation(t *testing.T) {
 		_ = tx.Rollback(e.ctx)
 	}
 }
+
+// TestEngineFinishOrder: claims that do not ascend are refused: named twice, a job would end twice.
+func TestEngineFinishOrder(t *testing.T) {
+	t.Parallel()
+	prove(t, func(e *engine) error {
+		c := e.one(1)
+		_, err := e.pool.Exec(e.ctx, "SELECT pawl.finish(1::smallint, $1, ARRAY[$2, $2]::bigint[], ARRAY[$3, $3]::bigint[], ARRAY['{[0,1)}', '{[0,1)}']::int4multirange[])",
+			c.session, c.id, c.nonce)
+		if sqlState(err) != "PW005" {
+			return fmt.Errorf("a claim named twice: got %v, want PW005", err)
+		}
+		return nil
+	}, without{"the order", "finish", "IF p_claims[i] <= p_claims[i - 1] THEN", "IF false THEN"})
+}

@@ -53,7 +53,7 @@ func (e *engine) fill(queue, other int32, session int64, rows int) {
 		INSERT INTO pawl.cancellation (ns, job_id, attempt, at, queue_id, priority, epoch, xid, ready_id, reason) SELECT 1, -id, 1, now(), queue, 2, 0, '3', 1, 'fill' FROM f WHERE id %% 10 = 0;
 		INSERT INTO pawl.session (ns, name, host, pid, version, ttl, started_at, expires_at, ended_at, rescued_at)
 			SELECT 1, 'fill', 'host', 1, 'v0', '15 s', now(), now(), now(), now() FROM f LIMIT %[4]d / 10`, queue, other, session, rows))
-	e.exec(e.pool, "UPDATE pawl.session SET claims_from = (SELECT max(id) FROM pawl.claim)")
+	e.exec(e.pool, "UPDATE pawl.session SET claims_clear = (SELECT max(id) FROM pawl.claim)")
 }
 
 // TestEnginePlans: what a call reads does not depend on the size of the tables, though its plans were made while they were small and there are no statistics,

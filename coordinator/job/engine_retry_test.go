@@ -132,3 +132,36 @@ func TestEngineBackoffUsed(t *testing.T) {
 		e.exec(e.pool, "SELECT pawl.sweep_due(1::smallint, NULL, 10)")
 	}
 }
+
+// TestEngineRetryResult: a job that succeeds once more has the result of that time.
+func TestEngineRetryResult(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	q, s := e.queue("q"), e.session()
+	job := e.enqueue(e.pool, "q")
+	for _, result := range []string{"1", "2"} {
+		c := e.claim(e.pool, s, q, 1)
+		e.exec(e.pool, "SELECT pawl.finish_tx(1::smallint, $1, $2, $3, 0, $4)", s, c.id, c.nonce, result)
+		if got := get[string](e, e.pool, "SELECT value::text FROM pawl.result WHERE ns = 1 AND job_id = $1", job); got != result {
+			t.Errorf("result: got %s, want %s", got, result)
+		}
+		e.retry(e.pool, job)
+	}
+}
+
+// TestEngineRetryAtOnce: a transaction puts a job in line once; a second time is refused by name, and leaves all as it was.
+func TestEngineRetryAtOnce(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.queue("q")
+	tx, _ := e.begin()
+	job := e.enqueue(tx, "q")
+	e.cancel(tx, job)
+	if _, err := tx.Exec(e.ctx, "SELECT pawl.job_retry(1::smallint, $1)", job); sqlState(err) != "PW005" {
+		t.Errorf("retry of what was enqueued in the same transaction: got %v, want PW005", err)
+	}
+	_ = tx.Rollback(e.ctx)
+	if got := e.state(e.pool, job); got != "none 0" {
+		t.Errorf("state: got %s, want none", got)
+	}
+}

@@ -47,14 +47,14 @@ func TestEngineClaimsFrom(t *testing.T) {
 		done, open, held := e.claim(e.pool, s, q, 1), e.claim(e.pool, s, q, 1), e.claim(e.pool, s, q, 1)
 		e.finishAll(e.pool, done)
 		e.renew(e.pool, s, held.id)
-		from := "SELECT claims_from FROM pawl.session WHERE id = $1"
+		from := "SELECT least(claims_clear, claims_open[1]) FROM pawl.session WHERE id = $1"
 		if got := get[int64](e, e.pool, from, s); got != open.id {
-			return fmt.Errorf("claims_from: got %d, want %d, the first with a job open", got, open.id)
+			return fmt.Errorf("looks from: got %d, want %d, the first with a job open", got, open.id)
 		}
 		e.finishAll(e.pool, open)
 		e.renew(e.pool, s, held.id)
 		if got := get[int64](e, e.pool, from, s); got != held.id {
-			return fmt.Errorf("claims_from: got %d, want %d, the first that is held", got, held.id)
+			return fmt.Errorf("looks from: got %d, want %d, the first that is held", got, held.id)
 		}
 		e.finishAll(e.pool, held)
 
@@ -157,5 +157,34 @@ func TestEngineRescueLarge(t *testing.T) {
 	e.exec(tx, "SET LOCAL statement_timeout = '10s'") // it takes 0.5 s; with the square of the jobs a minute
 	if got := get[int](e, tx, "SELECT jobs FROM pawl.session_rescue(1::smallint, $1, 100)", s); got != jobs {
 		t.Errorf("jobs put back: got %d, want %d", got, jobs)
+	}
+}
+
+// TestEngineLongJob: behind a claim that stays open for long, thousands of others do not hide a stray, nor do they make the heartbeat or the rescue read
+// them again and again.
+func TestEngineLongJob(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.noStatistics()
+	q, s := e.queue("q"), e.session()
+	e.enqueueMany(e.pool, "q", 3)
+	long := e.claim(e.pool, s, q, 1)
+	e.exec(e.pool, `INSERT INTO pawl.claim (nonce, session_id, claimed_at, cursor_xid, cursor_id, cursor_taken, jobs, queue_id, ns, priority, epoch, cursor_epoch,
+		job_ids, job_counts, attempts) SELECT -i, $1, now(), '0', 0, 0, 1, $2 + 1000, 1, 2, 0, 0, '{1}', '{1}', '{1}' FROM generate_series(1, 12000) i`, s, q)
+	e.exec(e.pool, "INSERT INTO pawl.receipt (claim_id, at, ns, outcome, jobs) SELECT id, now(), 1, 'succeeded', '{[0,1)}' FROM pawl.claim WHERE nonce < 0 AND nonce >= -12000")
+	stray, held := e.claim(e.pool, s, q, 1), e.claim(e.pool, s, q, 1)
+	e.exec(e.pool, "UPDATE pawl.claim SET claimed_at = claimed_at - interval '1 minute' WHERE id = $1", stray.id)
+	e.renew(e.pool, s, long.id, held.id)
+	if _, strays := e.renew(e.pool, s, long.id, held.id); !slices.Equal(strays, []int64{stray.id}) {
+		t.Errorf("second heartbeat: got strays %v, want [%d]", strays, stray.id)
+	}
+	if got := e.buffers(e.pool, fmt.Sprintf("SELECT * FROM pawl.session_renew(1::smallint, %d, ARRAY[%d, %d])", s, long.id, held.id)); got > 100 {
+		t.Errorf("heartbeat: got %d buffers, want at most 100", got)
+	}
+	if n := e.die(s); n != 3 {
+		t.Errorf("jobs rescued: got %d, want 3", n)
+	}
+	if got := e.drain(e.pool, e.session(), q, 10); len(got) != 3 {
+		t.Errorf("jobs back in line: got %v, want 3", got)
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 // CancelByID cancels a job and tells what it was when it looked. Scheduled, retrying or available: it is cancelled and will not run. Running: its process
 // is asked, its handler's context is cancelled with cause ErrCancelled, and it ends as cancelled unless it succeeds all the same. Final: it stays as it is.
-// In a caller's transaction (READ COMMITTED) this holds when that commits. The error is ErrNotFound if there is no such job.
+// In a caller's transaction (READ COMMITTED) this holds when that commits; until then nobody claims from the job's line. The error is ErrNotFound if there is no such job.
 func CancelByID(ctx context.Context, on DB, ns int16, id int64, reason string) (was State, err error) {
 	row, err := db.New(on).CancelJob(ctx, db.CancelJobParams{Ns: ns, JobID: id, Reason: reason})
 	if err != nil {
@@ -30,7 +30,8 @@ func CancelByID(ctx context.Context, on DB, ns int16, id int64, reason string) (
 }
 
 // RetryByID runs a job again now: one that waits for its time goes to the line, a finished one gets one attempt more. Available and running ones are left
-// alone. It tells what the job was when it looked. The error is ErrNotFound if there is no such job.
+// alone. It tells what the job was when it looked. A dedupe key that another job has taken since stays with that one. In a transaction it holds the
+// line's lock, so that nobody claims from the line until the end, as CancelByID does. The error is ErrNotFound if there is no such job.
 func RetryByID(ctx context.Context, on DB, ns int16, id int64) (was State, err error) {
 	got, err := db.New(on).RetryJob(ctx, db.RetryJobParams{Ns: ns, JobID: id})
 	if err != nil {
