@@ -149,10 +149,14 @@ func RemoveUnowned(ctx context.Context, dir string) (bool, error) {
 	return true, os.RemoveAll(doomed)
 }
 
+// releaseTriesMax is how often releaseMemory tries.
+const releaseTriesMax = 10
+
 // releaseMemory gives back what a killed server left in the system, shared
 // memory, which nobody else would find once its data directory is gone. A
-// server for a single user does so when it starts. If that cannot be done, a
-// few bytes stay behind until the machine is started again.
+// server for a single user does so when it starts, unless a killed process is
+// still on its way out: then it is tried again. If that cannot be done, a few
+// bytes stay behind until the machine is started again.
 func releaseMemory(ctx context.Context, dataDir string) {
 	if _, err := os.Stat(pidFileName(dataDir)); err != nil {
 		return
@@ -163,10 +167,14 @@ func releaseMemory(ctx context.Context, dataDir string) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, recoverMax)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(binDirOf(dataDir), "postgres"), "--single", "-D", dataDir, "-c", "fsync=off", "postgres")
-	cmd.Dir = dataDir
-	cmd.Env = environment()
-	cmd.SysProcAttr = acct.attr()
-	cmd.WaitDelay = commandWait
-	_ = cmd.Run()
+	tries := 0
+	_ = poll(ctx, func() (bool, error) {
+		cmd := exec.CommandContext(ctx, filepath.Join(binDirOf(dataDir), "postgres"), "--single", "-D", dataDir, "-c", "fsync=off", "postgres")
+		cmd.Dir = dataDir
+		cmd.Env = environment()
+		cmd.SysProcAttr = acct.attr()
+		cmd.WaitDelay = commandWait
+		tries++
+		return cmd.Run() == nil || tries == releaseTriesMax, nil
+	})
 }
