@@ -57,9 +57,13 @@ func (c *taskContext) Done() <-chan struct{}       { return c.get(true).Done() }
 func (c *taskContext) Err() error                  { return c.get(false).Err() }
 func (c *taskContext) Value(key any) any           { return c.get(false).Value(key) }
 
-// cancel cancels the context with a cause, now or as soon as it is used.
+// cancel cancels the context with a cause, now or as soon as it is used. What ended the parent goes before it: who was woken by that end may get here
+// before the end has come down to the children.
 func (c *taskContext) cancel(cause error) {
 	c.get(true)
+	if c.parent.Err() != nil {
+		cause = context.Cause(c.parent)
+	}
 	c.stop(cause)
 }
 
