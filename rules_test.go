@@ -44,7 +44,7 @@ var onlyFor = map[string][]string{
 }
 
 // clockReaders may ask the process's clock, to stop earlier than Postgres would. All others ask Postgres.
-var clockReaders = []string{"worker", "coordinator/session", "cmd/", "db/devpg"}
+var clockReaders = []string{"worker", "coordinator/session", "coordinator/lock", "cmd/", "db/devpg"}
 
 // TestFloors checks the imports of every file, tests included: those may also import their own floor.
 func TestFloors(t *testing.T) {

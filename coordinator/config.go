@@ -24,21 +24,23 @@ type Config struct {
 
 // The names of the sweeps.
 const (
-	SweepSessions   = "sessions"   // ends expired sessions and puts what they held back in line
+	SweepSessions   = "sessions"   // ends expired sessions and puts what they held back in line, their locks to the next
 	SweepDue        = "due"        // moves scheduled jobs whose time has come to the line
 	SweepDedupe     = "dedupe"     // removes dedupe keys whose job or window is over
+	SweepLocks      = "locks"      // removes what newer states of locks have replaced, and grants what is due
 	SweepPartitions = "partitions" // makes the hot tables' next ranges
 )
 
 // SweepNames returns the names of all sweeps, in the order of their urgency.
 func SweepNames() []string {
-	return []string{SweepSessions, SweepDue, SweepDedupe, SweepPartitions}
+	return []string{SweepSessions, SweepDue, SweepDedupe, SweepLocks, SweepPartitions}
 }
 
 // SweepSpecs are the default times of the sweeps that run by the clock. The due sweep has none: it runs at the next due time.
 var SweepSpecs = map[string]string{
 	SweepSessions:   "@every 5s",
 	SweepDedupe:     "@every 1m",
+	SweepLocks:      "@every 10s",
 	SweepPartitions: "@every 1m",
 }
 

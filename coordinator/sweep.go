@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -20,6 +21,8 @@ const (
 	sessionsMax  = 100              // sessions ended in one run
 	claimsMax    = 50               // claims rescued in one transaction
 	dueMax       = 1000             // due jobs moved in one transaction
+	locksMax     = 200              // locks looked at in one transaction
+	lockKeep     = time.Minute      // how long the last state of a lock that nobody holds is kept
 	dedupeMax    = 500              // keys looked at in one transaction
 	passesMax    = 1000             // transactions of one run
 	sweepTimeout = time.Minute      // one transaction
@@ -39,6 +42,8 @@ func (c *Coordinator) Sweep(ctx context.Context, name string) (Report, error) {
 		_, err = c.sweepDue(ctx, nil, &r)
 	case SweepDedupe:
 		err = c.sweepDedupe(ctx, &r)
+	case SweepLocks:
+		err = c.sweepLocks(ctx, &r)
 	case SweepPartitions:
 		var made int32
 		made, err = c.q.SweepPartitions(ctx)
@@ -80,6 +85,9 @@ func (c *Coordinator) sweepSessions(ctx context.Context, r *Report) error {
 	r.Skipped = !row.Did
 	var faults []error
 	for _, id := range row.Ended {
+		if err := c.freeLocks(ctx, id); err != nil { // whoever wants them frees them too
+			faults = append(faults, fmt.Errorf("locks of session %d: %w", id, err))
+		}
 		before := r.Did
 		for range passesMax {
 			got, err := c.q.RescueSession(ctx, db.RescueSessionParams{Ns: c.conf.Namespace, SessionID: id, ClaimsMax: claimsMax})
@@ -97,6 +105,38 @@ func (c *Coordinator) sweepSessions(ctx context.Context, r *Report) error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// freeLocks grants what an ended session held to who waits for it, and removes its own waits.
+func (c *Coordinator) freeLocks(ctx context.Context, session int64) error {
+	for range passesMax {
+		n, err := c.q.ResyncLocks(ctx, db.ResyncLocksParams{Ns: c.conf.Namespace, SessionID: session, Tokens: []int64{}, Waiters: []int64{}, NamesMax: locksMax})
+		if err != nil || n < locksMax {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepLocks makes one round over all locks.
+func (c *Coordinator) sweepLocks(ctx context.Context, r *Report) error {
+	p := db.SweepLocksParams{Ns: c.conf.Namespace, AfterKey: math.MinInt64, LimitLocks: locksMax, Keep: lockKeep}
+	for range passesMax {
+		row, err := c.q.SweepLocks(ctx, p)
+		if err != nil {
+			return err
+		}
+		if row.Removed < 0 {
+			r.Skipped = true
+			return nil
+		}
+		r.Did += row.Removed
+		if row.Last == nil {
+			return nil
+		}
+		p.AfterKey = *row.Last
+	}
+	return nil
 }
 
 // sweepDedupe makes one round over all keys.

@@ -174,7 +174,7 @@ END $$;
 -- +goose StatementEnd
 
 -- After a dump and restore, a copy or pg_upgrade: takes each line of another cluster home, and those that stand in this one's future. Its newest claim's position becomes its base, its epoch counts up,
--- and rows of earlier epochs count as settled. No Pawl process may run meanwhile in the old place. Gives the number of lines.
+-- and rows of earlier epochs count as settled. Tokens of locks go on above those there are. No Pawl process may run meanwhile in the old place. Gives the number of lines.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.rebase(p_ns smallint) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -196,6 +196,7 @@ BEGIN
       v_n := v_n + 1;
     END IF;
   END LOOP;
+  PERFORM pawl.lock_rebase();
   RETURN v_n;
 END $$;
 -- +goose StatementEnd

@@ -78,5 +78,6 @@ var sweepDid = map[string]string{
 	coordinator.SweepSessions:   "jobs put back in line",
 	coordinator.SweepDue:        "due jobs put in line",
 	coordinator.SweepDedupe:     "dedupe keys removed",
+	coordinator.SweepLocks:      "old states of locks removed",
 	coordinator.SweepPartitions: "ranges made",
 }

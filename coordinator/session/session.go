@@ -46,8 +46,11 @@ type Config struct {
 	Version string
 	// TTL is how long the session lives without a heartbeat, 1 s to 1 h; it is renewed every third of it. Default: 15 s.
 	TTL time.Duration
-	// Listen makes the heartbeat's connection LISTEN for hints. Leave it off behind a transaction pooler.
+	// Listen makes the heartbeat's connection LISTEN for hints, those to this session and those to the whole namespace. Leave it off behind a
+	// transaction pooler.
 	Listen bool
+	// ListenOwn does so for hints to this session alone.
+	ListenOwn bool
 	// Logger receives state changes. Default: none.
 	Logger *slog.Logger
 
@@ -110,6 +113,9 @@ func (c *Config) withDefaults() Config {
 // Channel is the NOTIFY channel of a namespace's hints.
 func Channel(ns int16) string { return "pawl_" + strconv.Itoa(int(ns)) }
 
+// ownChannel is the NOTIFY channel of hints to one session.
+func ownChannel(ns int16, id int64) string { return fmt.Sprintf("%s_s%d", Channel(ns), id) }
+
 // Start registers a session and keeps it alive until Close, or until it is lost. The heartbeat has a connection of its own, with the pool's
 // settings, so that handlers which use up the pool do not end the session. ctx bounds Start alone.
 func Start(ctx context.Context, pool *pgxpool.Pool, conf Config) (*Session, error) {
@@ -136,6 +142,10 @@ func Start(ctx context.Context, pool *pgxpool.Pool, conf Config) (*Session, erro
 			return nil, fmt.Errorf("%w (%s)", ErrSchema, db.Message(err))
 		}
 		return nil, fmt.Errorf("session: start: %w", err)
+	}
+	if err := s.subscribe(ctx, conn); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("session: listen: %w", err)
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.deadline = time.AfterFunc(time.Hour, func() { s.Lose("no heartbeat got through") })
@@ -179,14 +189,31 @@ func (s *Session) open(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.conf.Listen {
-		if _, err := conn.Exec(ctx, "LISTEN "+Channel(s.conf.Namespace)); err != nil {
-			_ = conn.Close(context.WithoutCancel(ctx))
-			return nil, err
-		}
+	if err := s.subscribe(ctx, conn); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, err
 	}
 	return conn, nil
 }
+
+// subscribe makes conn LISTEN. The own channel has a name once the session has.
+func (s *Session) subscribe(ctx context.Context, conn *pgx.Conn) error {
+	var sql string
+	if s.conf.Listen {
+		sql = "LISTEN " + Channel(s.conf.Namespace) + ";"
+	}
+	if s.hears() && s.id != 0 {
+		sql += "LISTEN " + ownChannel(s.conf.Namespace, s.id) + ";"
+	}
+	if sql == "" {
+		return nil
+	}
+	_, err := conn.Exec(ctx, sql)
+	return err
+}
+
+// hears tells whether the session listens at all.
+func (s *Session) hears() bool { return s.conf.Listen || s.conf.ListenOwn }
 
 func (s *Session) renewed(began time.Time) {
 	s.deadline.Reset(time.Until(began.Add(s.conf.TTL - margin(s.conf.TTL))))
@@ -282,7 +309,7 @@ func (s *Session) beat(conn *pgx.Conn, bound time.Duration) bool {
 func (s *Session) listen(conn *pgx.Conn, wait time.Duration) {
 	ctx, stop := context.WithTimeout(s.ctx, max(wait, time.Millisecond))
 	defer stop()
-	if !s.conf.Listen {
+	if !s.hears() {
 		<-ctx.Done()
 		return
 	}

@@ -1,0 +1,551 @@
+-- +goose Up
+
+CREATE TYPE pawl.lock_mode AS ENUM ('exclusive', 'shared', 'semaphore');
+
+-- Who holds a lock. until: when a maximum hold is over. delay_ms: how long nobody gets the lock after this holder was lost. waiter: whose wait it ended.
+CREATE TYPE pawl.lock_holder AS (
+  session_id bigint, token bigint, owner text, since timestamptz, until timestamptz, delay_ms int, waiter bigint
+);
+
+-- A lock is what its newest row says; each change appends one, under the name's key. Nothing is updated: a row that is falls from 8,900 to 800 pairs/s
+-- within 15 s of a transaction held open. A sweep removes the older ones.
+-- key: lock_key of its name, whose comparison takes a fraction of the name's. token: the newest grant's. served: waiters up to this one have been granted the lock or are gone. free_at: nobody is granted before.
+-- granted_to: the session, if this row grants.
+CREATE TABLE pawl.lock_state (
+  key        bigint             NOT NULL,
+  id         bigint             NOT NULL,
+  ns         smallint           NOT NULL,
+  name       text               NOT NULL,
+  at         timestamptz        NOT NULL,
+  what       text               NOT NULL,  -- granted, released, expired, lost, forced, passed
+  token      bigint             NOT NULL,
+  served     bigint             NOT NULL,
+  mode       pawl.lock_mode     NOT NULL,
+  holders    pawl.lock_holder[] NOT NULL,
+  free_at    timestamptz,
+  granted_to bigint,
+  reason     text,
+  PRIMARY KEY (key, id)
+);
+CREATE INDEX lock_state_granted ON pawl.lock_state (granted_to) WHERE granted_to IS NOT NULL;
+
+-- Who waits, in the order of id. A row up to its lock's served is history.
+CREATE TABLE pawl.lock_waiter (
+  key        bigint         NOT NULL,
+  id         bigint         NOT NULL,
+  ns         smallint       NOT NULL,
+  name       text           NOT NULL,
+  session_id bigint         NOT NULL,
+  owner      text           NOT NULL,
+  mode       pawl.lock_mode NOT NULL,
+  permits    int            NOT NULL,
+  hold_ms    int,
+  delay_ms   int            NOT NULL,
+  at         timestamptz    NOT NULL,
+  PRIMARY KEY (key, id)
+);
+CREATE INDEX lock_waiter_owner ON pawl.lock_waiter (owner);
+CREATE INDEX lock_waiter_session ON pawl.lock_waiter (session_id);
+
+-- Ids of states and waiters: drawn under the name's key, so those of a name ascend in the order of what happened.
+CREATE SEQUENCE pawl.lock_id;
+-- The low 40 bits of tokens; above them stand timeline + era. era is raised by a rebase, since the timelines of another cluster begin anew.
+CREATE SEQUENCE pawl.lock_token;
+CREATE TABLE pawl.lock_era (one boolean PRIMARY KEY DEFAULT true CHECK (one), era bigint NOT NULL);
+INSERT INTO pawl.lock_era (era) VALUES (0);
+
+-- The newest token written to a resource outside; see lock_guard.
+CREATE TABLE pawl.lock_guard (
+  ns       smallint NOT NULL,
+  resource text     NOT NULL,
+  token    bigint   NOT NULL,
+  PRIMARY KEY (ns, resource)
+) WITH (fillfactor = 50);
+
+-- Keys. A name's is held while its state changes; a grant's is shared by transactions that assert it, and whoever takes the grant away needs it alone.
+-- Order: names' keys ascending, sessions' keys, the key of those who wait while they hold. A grant's key is only ever tried.
+CREATE FUNCTION pawl.lock_key(p_ns smallint, p_name text) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, 7010 + $1)';
+CREATE FUNCTION pawl.lock_grant_key(p_ns smallint, p_name text, p_token bigint) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, $3 # $1)';
+
+-- The newest state of a lock; no row while it has none. Postgres puts it in place of its call.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_now(p_ns smallint, p_name text) RETURNS SETOF pawl.lock_state LANGUAGE sql STABLE BEGIN ATOMIC
+  SELECT s.* FROM pawl.lock_state s WHERE s.key = pawl.lock_key(p_ns, p_name) AND s.ns = p_ns AND s.name = p_name ORDER BY s.id DESC LIMIT 1;
+END;
+-- +goose StatementEnd
+
+-- The timeline of this server.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.timeline() RETURNS bigint LANGUAGE sql STABLE BEGIN ATOMIC
+  SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint;
+END;
+-- +goose StatementEnd
+
+-- The next fencing token of a lock whose newest is p_last: it rises with every grant, also when a standby that has not got the last ones is promoted (its
+-- timeline is above) and when the lock's history was removed (the sequence goes on). The timeline is read from the name of the current WAL file,
+-- which is right at once after a promotion.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_token_next(p_last bigint) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN greatest(coalesce(p_last, 0) + 1,
+    ((pawl.timeline() + (SELECT e.era FROM pawl.lock_era e WHERE e.one)) << 40) + nextval('pawl.lock_token'));
+END $$;
+-- +goose StatementEnd
+
+-- Whether one more may hold the lock in this mode.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_fits(s pawl.lock_state, p_mode pawl.lock_mode, p_permits int, p_owner text) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN cardinality(s.holders) = 0
+    OR p_mode = 'shared' AND s.mode = 'shared'
+    OR p_mode = 'semaphore' AND s.mode = 'semaphore' AND cardinality(s.holders) < p_permits
+    OR (SELECT bool_and(h.owner = p_owner) FROM unnest(s.holders) h);
+END $$;
+-- +goose StatementEnd
+
+-- Appends a state.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_append(s pawl.lock_state, p_what text, p_granted_to bigint, p_reason text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  INSERT INTO pawl.lock_state (key, id, ns, name, at, what, token, served, mode, holders, free_at, granted_to, reason)
+    VALUES (s.key, nextval('pawl.lock_id'), s.ns, s.name, clock_timestamp(), p_what, s.token, s.served, s.mode, s.holders, s.free_at, p_granted_to, p_reason);
+END $$;
+-- +goose StatementEnd
+
+-- Grants the lock to the first waiters that fit, in their order, passes over those whose session has ended, and appends what changed: p_what tells what happened
+-- before, NULL that nothing did. Who gets it is hinted on the channel of its session alone. Gives the number of grants.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_serve(s pawl.lock_state, p_what text, p_reason text DEFAULT NULL) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  w       record;
+  v_n     int := 0;
+  v_since timestamptz;
+BEGIN
+  WHILE s.free_at IS NULL OR s.free_at <= clock_timestamp() LOOP
+    s.free_at := NULL;
+    SELECT x.* INTO w FROM pawl.lock_waiter x WHERE x.key = s.key AND x.name = s.name AND x.id > s.served ORDER BY x.id LIMIT 1;
+    EXIT WHEN NOT FOUND;
+    PERFORM pg_advisory_xact_lock_shared(pawl.session_key(w.session_id));
+    IF NOT EXISTS (SELECT FROM pawl.session z WHERE z.ns = s.ns AND z.id = w.session_id AND z.ended_at IS NULL) THEN
+      s.served := w.id;
+      p_what := coalesce(p_what, 'passed');
+      CONTINUE;
+    END IF;
+    EXIT WHEN NOT pawl.lock_fits(s, w.mode, w.permits, w.owner);
+    IF p_what IN ('lost', 'expired', 'forced') THEN  -- told apart from the hand-over it leads to
+      PERFORM pawl.lock_append(s, p_what, NULL, p_reason);
+    END IF;
+    v_since := clock_timestamp();
+    s.token := pawl.lock_token_next(s.token);
+    s.served := w.id;
+    s.mode := w.mode;
+    s.holders := s.holders || ROW(w.session_id, s.token, w.owner, v_since, v_since + w.hold_ms * interval '1 ms', w.delay_ms, w.id)::pawl.lock_holder;
+    PERFORM pawl.lock_append(s, 'granted', w.session_id, NULL);
+    PERFORM pg_notify(format('pawl_%s_s%s', s.ns, w.session_id), format('l%s %s', w.id, s.token));
+    p_what := NULL;
+    v_n := v_n + 1;
+  END LOOP;
+  IF p_what IS NOT NULL THEN
+    PERFORM pawl.lock_append(s, p_what, NULL, p_reason);
+  END IF;
+  RETURN v_n;
+END $$;
+-- +goose StatementEnd
+
+-- The lock without the holders whose session has ended or whose maximum hold is over; what says what happened to them (NULL: nothing). A holder that asserts
+-- its grant in an open transaction stays until that ends.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_reap(s pawl.lock_state) RETURNS pawl.lock_state
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  h      pawl.lock_holder;
+  v_lost boolean;
+BEGIN
+  s.what := NULL;
+  FOREACH h IN ARRAY s.holders LOOP
+    v_lost := NOT EXISTS (SELECT FROM pawl.session z WHERE z.ns = s.ns AND z.id = h.session_id AND z.ended_at IS NULL);
+    IF (v_lost OR h.until <= clock_timestamp()) AND pg_try_advisory_xact_lock(pawl.lock_grant_key(s.ns, s.name, h.token)) THEN
+      s.what := CASE WHEN v_lost THEN 'lost' ELSE 'expired' END;
+      s.holders := array_remove(s.holders, h);
+      IF h.delay_ms > 0 THEN
+        s.free_at := greatest(s.free_at, clock_timestamp() + h.delay_ms * interval '1 ms');
+      END IF;
+    END IF;
+  END LOOP;
+  RETURN s;
+END $$;
+-- +goose StatementEnd
+
+-- The ring of owners that would wait for each other if p_owner waited for p_name behind waiter p_before: "a → b → a", NULL if there is none. At most 1,000
+-- owners are looked at.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_ring(p_ns smallint, p_owner text, p_name text, p_before bigint) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+  v_owners text[] := ARRAY[p_owner];
+  v_names  text[] := ARRAY[p_name];  -- what each of them waits for
+  v_limits bigint[] := ARRAY[p_before];
+  v_from   int[] := ARRAY[0];
+  i        int := 1;
+  k        int;
+  n        record;
+  v_path   text;
+BEGIN
+  WHILE i <= cardinality(v_owners) AND i <= 1000 LOOP
+    FOR n IN
+      SELECT o.owner, w.name, w.id
+      FROM (
+        SELECT h.owner FROM pawl.lock_now(p_ns, v_names[i]) s CROSS JOIN LATERAL unnest(s.holders) h
+        UNION
+        SELECT x.owner FROM pawl.lock_waiter x
+          WHERE x.key = pawl.lock_key(p_ns, v_names[i]) AND x.name = v_names[i] AND x.id < v_limits[i] AND x.id > coalesce((SELECT s.served FROM pawl.lock_now(p_ns, v_names[i]) s), 0)) o
+      LEFT JOIN LATERAL (
+        SELECT x.name, x.id FROM pawl.lock_waiter x WHERE x.ns = p_ns AND x.owner = o.owner
+          AND x.id > coalesce((SELECT s.served FROM pawl.lock_now(p_ns, x.name) s), 0)) w ON true
+      WHERE (o.owner <> v_owners[i] OR i > 1)
+    LOOP
+      IF n.owner = p_owner THEN
+        v_path := format('%s waits for %s', v_owners[i], v_names[i]);
+        k := v_from[i];
+        WHILE k > 0 LOOP
+          v_path := format('%s waits for %s, held by or wanted first by %s', v_owners[k], v_names[k], v_path);
+          k := v_from[k];
+        END LOOP;
+        RETURN v_path || format(', held by or wanted first by %s', p_owner);
+      END IF;
+      IF n.name IS NOT NULL AND n.owner <> ALL (v_owners) THEN
+        v_owners := v_owners || n.owner;
+        v_names := v_names || n.name;
+        v_limits := v_limits || n.id;
+        v_from := v_from || i;
+      END IF;
+    END LOOP;
+    i := i + 1;
+  END LOOP;
+  RETURN NULL;
+END $$;
+-- +goose StatementEnd
+
+-- Does what the requests of one session ask for, in one transaction that commits synchronously if it grants anything. Parallel arrays, one request a position:
+--   acquire   granted (token) | waiting (number: the waiter) | held (by whom) | deadlock (the ring)
+--   release   released | asserted (an open transaction asserts this grant: wait for it, then ask again) | gone (it was lost before); p_numbers: the token
+--   poll      granted (token, info: ms left of a maximum hold) | waiting | gone; p_numbers: the waiter. Also does what time has made due.
+--   cancel    cancelled | granted (token: it came first); p_numbers: the waiter
+-- p_waits: whether acquire waits; p_holds: whether its owner holds other locks, so that a ring may form. Must be a READ COMMITTED transaction of its own.
+-- Raises PW004 when the session has ended.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_batch(p_ns smallint, p_session bigint, p_ops text[], p_names text[], p_owners text[], p_modes pawl.lock_mode[], p_permits int[],
+  p_waits boolean[], p_holds boolean[], p_hold_ms int[], p_delay_ms int[], p_numbers bigint[],
+  OUT statuses text[], OUT numbers bigint[], OUT infos text[])
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '5s' AS $$
+DECLARE
+  s        pawl.lock_state;
+  h        pawl.lock_holder;
+  v_key    bigint;
+  v_op     text;
+  v_status text;
+  v_number bigint;
+  v_info   text;
+  v_what   text;
+  v_grants int := 0;
+  v_since  timestamptz;
+  v_new    boolean;
+BEGIN
+  PERFORM pawl.require_read_committed();
+  IF cardinality(p_names) = 1 THEN
+    PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, p_names[1]));
+  ELSE
+    FOR v_key IN SELECT DISTINCT pawl.lock_key(p_ns, n) AS k FROM unnest(p_names) n ORDER BY k LOOP
+      PERFORM pg_advisory_xact_lock(v_key);
+    END LOOP;
+  END IF;
+  PERFORM pg_advisory_xact_lock_shared(pawl.session_key(p_session));
+  IF NOT EXISTS (SELECT FROM pawl.session z WHERE z.ns = p_ns AND z.id = p_session AND z.ended_at IS NULL) THEN
+    RAISE EXCEPTION 'pawl: session % has ended', p_session USING ERRCODE = 'PW004';
+  END IF;
+  IF true = ANY (p_holds) THEN
+    PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, ''));  -- one at a time: two that wait for each other must not miss each other
+  END IF;
+  FOR i IN 1 .. cardinality(p_names) LOOP
+    v_op := p_ops[i];
+    v_number := NULL;
+    v_info := NULL;
+    v_what := NULL;
+    SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_names[i]) x;
+    v_new := NOT FOUND;
+    IF v_new THEN
+      s := ROW(pawl.lock_key(p_ns, p_names[i]), 0, p_ns, p_names[i], NULL, NULL, 0, 0, 'exclusive', '{}', NULL, NULL, NULL)::pawl.lock_state;
+    ELSIF v_op <> 'release' AND (cardinality(s.holders) > 0 OR s.free_at IS NOT NULL) THEN
+      IF cardinality(s.holders) > 0 THEN
+        s := pawl.lock_reap(s);
+        v_what := s.what;
+      END IF;
+      IF v_what IS NOT NULL OR s.free_at <= clock_timestamp() THEN
+        v_grants := v_grants + pawl.lock_serve(s, v_what);
+        SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_names[i]) x;
+      END IF;
+    END IF;
+
+    IF v_op = 'acquire' THEN
+      IF s.free_at IS NULL AND (v_new OR cardinality(s.holders) = 0 AND v_what IS NULL OR pawl.lock_fits(s, p_modes[i], p_permits[i], p_owners[i])
+          AND (NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = s.key AND w.name = p_names[i] AND w.id > s.served)
+            OR (SELECT bool_or(x.owner = p_owners[i]) FROM unnest(s.holders) x))) THEN
+        v_since := clock_timestamp();
+        s.token := pawl.lock_token_next(s.token);
+        s.mode := CASE WHEN cardinality(s.holders) = 0 THEN p_modes[i] ELSE s.mode END;
+        s.holders := s.holders || ROW(p_session, s.token, p_owners[i], v_since, v_since + p_hold_ms[i] * interval '1 ms', p_delay_ms[i], NULL)::pawl.lock_holder;
+        PERFORM pawl.lock_append(s, 'granted', p_session, NULL);
+        v_grants := v_grants + 1;
+        v_status := 'granted';
+        v_number := s.token;
+      ELSIF NOT p_waits[i] THEN
+        v_status := 'held';
+        v_info := pawl.lock_who(s);
+      ELSE
+        v_number := nextval('pawl.lock_id');
+        IF p_holds[i] THEN
+          v_info := pawl.lock_ring(p_ns, p_owners[i], p_names[i], v_number);
+        END IF;
+        IF v_info IS NOT NULL THEN
+          v_status := 'deadlock';
+          v_number := NULL;
+        ELSE
+          INSERT INTO pawl.lock_waiter (key, id, ns, name, session_id, owner, mode, permits, hold_ms, delay_ms, at)
+            VALUES (s.key, v_number, p_ns, p_names[i], p_session, p_owners[i], p_modes[i], p_permits[i], p_hold_ms[i], p_delay_ms[i], clock_timestamp());
+          IF v_new THEN
+            PERFORM pawl.lock_append(s, 'passed', NULL, NULL);
+          END IF;
+          v_status := 'waiting';
+        END IF;
+      END IF;
+
+    ELSIF v_op = 'release' THEN
+      v_status := 'gone';
+      FOREACH h IN ARRAY s.holders LOOP
+        IF h.session_id = p_session AND h.token = p_numbers[i] THEN
+          IF pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_names[i], h.token)) THEN
+            s.holders := array_remove(s.holders, h);
+            v_grants := v_grants + pawl.lock_serve(s, 'released');
+            v_status := 'released';
+          ELSE
+            v_status := 'asserted';
+          END IF;
+        END IF;
+      END LOOP;
+
+    ELSE  -- poll, cancel
+      v_status := CASE WHEN s.served >= p_numbers[i] THEN 'gone' ELSE 'waiting' END;
+      FOREACH h IN ARRAY s.holders LOOP
+        IF h.waiter = p_numbers[i] AND h.session_id = p_session THEN
+          v_status := 'granted';
+          v_number := h.token;
+          v_info := extract(epoch FROM h.until - clock_timestamp()) * 1000;
+        END IF;
+      END LOOP;
+      IF v_status = 'waiting' AND v_op = 'cancel' THEN
+        DELETE FROM pawl.lock_waiter w WHERE w.key = s.key AND w.name = p_names[i] AND w.id = p_numbers[i] AND w.session_id = p_session;
+        v_grants := v_grants + pawl.lock_serve(s, NULL);  -- others may have waited behind it alone
+        v_status := 'cancelled';
+      ELSIF v_status = 'waiting' AND NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = s.key AND w.name = p_names[i] AND w.id = p_numbers[i]) THEN
+        v_status := 'gone';
+      END IF;
+    END IF;
+    statuses[i] := v_status;
+    numbers[i] := v_number;
+    infos[i] := v_info;
+  END LOOP;
+  IF v_grants = 0 THEN
+    PERFORM set_config('synchronous_commit', 'off', true);
+  ELSIF current_setting('synchronous_commit') = 'off' THEN
+    PERFORM set_config('synchronous_commit', 'on', true);
+  END IF;
+END $$;
+-- +goose StatementEnd
+
+-- Who holds a lock, as text for people.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_who(s pawl.lock_state) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+  RETURN coalesce((SELECT string_agg(format('%s on %s, pid %s (session %s), since %s', coalesce(z.name, 'an unknown session'), z.host, z.pid, h.session_id,
+      to_char(h.since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')), '; ')
+    FROM (SELECT u.* FROM unnest(s.holders) u ORDER BY u.token LIMIT 3) h LEFT JOIN pawl.session z ON z.ns = s.ns AND z.id = h.session_id),
+    'nobody until ' || to_char(s.free_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.MS"Z"'), 'those who wait');
+END $$;
+-- +goose StatementEnd
+
+-- Proves in the caller's transaction that the session holds the lock under this token, and keeps it so until that transaction ends: whoever takes it away
+-- waits for that. Raises PW001 if it does not.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_assert(p_ns smallint, p_session bigint, p_name text, p_token bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '10s' AS $$
+BEGIN
+  PERFORM pawl.require_read_committed();
+  PERFORM pg_advisory_xact_lock_shared(pawl.lock_grant_key(p_ns, p_name, p_token));
+  -- A new statement: it sees whatever was committed by one who took the lock away.
+  IF NOT EXISTS (
+      SELECT FROM pawl.lock_now(p_ns, p_name) s CROSS JOIN LATERAL unnest(s.holders) h
+      JOIN pawl.session z ON z.ns = p_ns AND z.id = h.session_id AND z.ended_at IS NULL
+      WHERE h.token = p_token AND h.session_id = p_session AND (h.until IS NULL OR h.until > clock_timestamp())) THEN
+    RAISE EXCEPTION 'pawl: lock % was lost: token % does not hold it any more', p_name, p_token USING ERRCODE = 'PW001';
+  END IF;
+END $$;
+-- +goose StatementEnd
+
+-- Waits until no open transaction asserts a grant. After 2 s it gives up, for the caller to look again.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_await_assert(p_ns smallint, p_name text, p_token bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+BEGIN
+  PERFORM pg_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_name, p_token));
+END $$;
+-- +goose StatementEnd
+
+-- Refuses a token older than the newest that has been seen for a resource (PW001), in the caller's transaction: the fence for what is written elsewhere.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_guard_check(p_ns smallint, p_resource text, p_token bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+BEGIN
+  INSERT INTO pawl.lock_guard AS g (ns, resource, token) VALUES (p_ns, p_resource, p_token)
+    ON CONFLICT (ns, resource) DO UPDATE SET token = excluded.token WHERE g.token <= excluded.token;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'pawl: resource % has seen a newer token than %', p_resource, p_token USING ERRCODE = 'PW001';
+  END IF;
+END $$;
+-- +goose StatementEnd
+
+-- Gives up what a session has that its process does not know of (p_tokens and p_waiters: what it knows): replies that were lost, and releases that a crash of
+-- the server undid, since they commit asynchronously. Also, with both empty, all that an ended session had. Names at a time: p_limit. Gives how many it dealt with.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_resync(p_ns smallint, p_session bigint, p_tokens bigint[], p_waiters bigint[], p_limit int) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '5s' AS $$
+DECLARE
+  s      pawl.lock_state;
+  h      pawl.lock_holder;
+  v_name text;
+  v_what text;
+  v_n    int := 0;
+  v_any  boolean;
+BEGIN
+  PERFORM pawl.require_read_committed();
+  DELETE FROM pawl.lock_waiter w WHERE w.session_id = p_session AND w.ns = p_ns AND w.id <> ALL (p_waiters);
+  FOR v_name IN
+      SELECT n.name FROM (SELECT DISTINCT x.name FROM pawl.lock_state x WHERE x.granted_to = p_session AND x.ns = p_ns) n
+      CROSS JOIN LATERAL (SELECT y.holders FROM pawl.lock_now(p_ns, n.name) y) y
+      WHERE EXISTS (SELECT FROM unnest(y.holders) u WHERE u.session_id = p_session AND u.token <> ALL (p_tokens) AND coalesce(u.waiter, 0) <> ALL (p_waiters))
+      ORDER BY pawl.lock_key(p_ns, n.name) LIMIT p_limit LOOP
+    PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, v_name));
+    SELECT x.* INTO s FROM pawl.lock_now(p_ns, v_name) x;
+    v_any := false;
+    s := pawl.lock_reap(s);
+    v_what := s.what;
+    FOREACH h IN ARRAY s.holders LOOP
+      IF h.session_id = p_session AND h.token <> ALL (p_tokens) AND coalesce(h.waiter, 0) <> ALL (p_waiters)
+          AND EXISTS (SELECT FROM pawl.session z WHERE z.ns = p_ns AND z.id = p_session AND z.ended_at IS NULL)
+          AND pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, v_name, h.token)) THEN
+        s.holders := array_remove(s.holders, h);
+        v_any := true;
+      END IF;
+    END LOOP;
+    IF v_any OR v_what IS NOT NULL THEN
+      PERFORM pawl.lock_serve(s, coalesce(v_what, 'released'));
+      v_n := v_n + 1;
+    END IF;
+  END LOOP;
+  RETURN v_n;
+END $$;
+-- +goose StatementEnd
+
+-- Takes a lock away from all its holders, for a reason that is kept in its history, and grants it to the next. The holders' processes are hinted. Gives how many
+-- held it. Raises 55P03 while an open transaction asserts it.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_force(p_ns smallint, p_name text, p_reason text) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '10s' AS $$
+DECLARE
+  s   pawl.lock_state;
+  h   pawl.lock_holder;
+  v_n int;
+BEGIN
+  PERFORM pawl.require_read_committed();
+  PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, p_name));
+  SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_name) x;
+  IF NOT FOUND THEN
+    RETURN 0;
+  END IF;
+  v_n := cardinality(s.holders);
+  FOREACH h IN ARRAY s.holders LOOP
+    IF NOT pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_name, h.token)) THEN
+      RAISE EXCEPTION 'pawl: an open transaction asserts lock % (token %)', p_name, h.token USING ERRCODE = '55P03', HINT = 'Try again when it has ended.';
+    END IF;
+    PERFORM pg_notify(format('pawl_%s_s%s', p_ns, h.session_id), 'f' || h.token);
+  END LOOP;
+  s.holders := '{}';
+  s.free_at := NULL;
+  s.token := pawl.lock_token_next(s.token);
+  PERFORM pawl.lock_serve(s, 'forced', p_reason);
+  RETURN v_n;
+END $$;
+-- +goose StatementEnd
+
+-- Raises the era, if need be, above every token there is: the timelines of this cluster may be lower than those of the one the rows come from.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_rebase() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  UPDATE pawl.lock_era e SET era = m.top + 1 - pawl.timeline()
+    FROM (SELECT max(s.token) >> 40 AS top FROM pawl.lock_state s) m WHERE e.one AND m.top + 1 - pawl.timeline() > e.era AND m.top > e.era + pawl.timeline();
+END $$;
+-- +goose StatementEnd
+
+-- The sweep "locks": removes states that a newer one of the same name has replaced, the last one too when the lock has been free for p_keep and nobody waits,
+-- and waits that are over. Looks at up to p_limit locks behind p_after, in the order of their keys; last NULL: the round is done; removed
+-- NULL: another node is at it.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.sweep_locks(p_ns smallint, p_after bigint, p_limit int, p_keep interval, OUT removed bigint, OUT last bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '2s' AS $$
+DECLARE
+  s   pawl.lock_state;
+  w   record;
+  v_n bigint;
+BEGIN
+  IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'locks')) THEN
+    RETURN;
+  END IF;
+  removed := 0;
+  FOR i IN 1 .. p_limit LOOP
+    SELECT x.key, x.ns, x.name INTO w FROM pawl.lock_state x WHERE x.key > p_after ORDER BY x.key, x.id LIMIT 1;
+    last := w.key;
+    EXIT WHEN last IS NULL;
+    p_after := last;
+    CONTINUE WHEN w.ns <> p_ns OR NOT pg_try_advisory_xact_lock(last);  -- busy; the next round finds it
+    SELECT x.* INTO s FROM pawl.lock_now(w.ns, w.name) x;
+    CONTINUE WHEN NOT FOUND;
+    s := pawl.lock_reap(s);
+    IF s.what IS NOT NULL OR s.free_at <= clock_timestamp() THEN
+      PERFORM pawl.lock_serve(s, coalesce(s.what, 'passed'));
+      SELECT x.* INTO s FROM pawl.lock_now(w.ns, w.name) x;
+    END IF;
+    DELETE FROM pawl.lock_waiter x WHERE x.key = last AND x.name = s.name AND x.id <= s.served;
+    GET DIAGNOSTICS v_n = ROW_COUNT;
+    removed := removed + v_n;
+    DELETE FROM pawl.lock_state x WHERE x.key = last AND x.name = s.name AND (x.id < s.id OR
+      cardinality(s.holders) = 0 AND s.free_at IS NULL AND s.at < clock_timestamp() - p_keep
+        AND NOT EXISTS (SELECT FROM pawl.lock_waiter y WHERE y.key = last AND y.name = s.name));
+    GET DIAGNOSTICS v_n = ROW_COUNT;
+    removed := removed + v_n;
+  END LOOP;
+END $$;
+-- +goose StatementEnd
+
+-- +goose Down
+DROP FUNCTION pawl.sweep_locks, pawl.lock_rebase, pawl.lock_force, pawl.lock_resync, pawl.lock_guard_check, pawl.lock_await_assert, pawl.lock_assert, pawl.lock_who, pawl.lock_batch,
+  pawl.lock_ring, pawl.lock_reap, pawl.lock_serve, pawl.lock_append, pawl.lock_fits, pawl.lock_token_next, pawl.timeline, pawl.lock_now, pawl.lock_grant_key, pawl.lock_key;
+DROP TABLE pawl.lock_guard, pawl.lock_era, pawl.lock_waiter, pawl.lock_state;
+DROP SEQUENCE pawl.lock_token, pawl.lock_id;
+DROP TYPE pawl.lock_holder, pawl.lock_mode;
