@@ -31,21 +31,6 @@ func (q *Queries) AssertLock(ctx context.Context, arg AssertLockParams) error {
 	return err
 }
 
-const awaitLockAssert = `-- name: AwaitLockAssert :exec
-SELECT pawl.lock_await_assert($1::smallint, $2::text, $3::bigint)
-`
-
-type AwaitLockAssertParams struct {
-	Ns    int16
-	Name  string
-	Token int64
-}
-
-func (q *Queries) AwaitLockAssert(ctx context.Context, arg AwaitLockAssertParams) error {
-	_, err := q.db.Exec(ctx, awaitLockAssert, arg.Ns, arg.Name, arg.Token)
-	return err
-}
-
 const forceLock = `-- name: ForceLock :one
 SELECT pawl.lock_force($1::smallint, $2::text, $3::text)::int AS holders
 `
@@ -80,7 +65,7 @@ func (q *Queries) GuardLock(ctx context.Context, arg GuardLockParams) error {
 
 const listLockHistory = `-- name: ListLockHistory :many
 SELECT s.id, s.at, s.what, s.token, coalesce(s.granted_to, 0)::bigint AS session_id, coalesce(s.reason, '')::text AS reason, cardinality(s.holders)::int AS holders
-FROM pawl.lock_state s WHERE s.key = pawl.lock_key($1::smallint, $2::text) AND s.ns = $1::smallint AND s.name = $2::text
+FROM pawl.lock_state s WHERE s.key = pawl.lock_key($1::smallint, $2::text)
 ORDER BY s.id DESC LIMIT $3::int
 `
 
@@ -132,7 +117,7 @@ func (q *Queries) ListLockHistory(ctx context.Context, arg ListLockHistoryParams
 const listLockWaiters = `-- name: ListLockWaiters :many
 SELECT w.id, w.owner, w.mode::text AS mode, w.at, w.session_id, z.name AS session_name, z.host, z.pid
 FROM pawl.lock_waiter w JOIN pawl.session z ON z.ns = w.ns AND z.id = w.session_id
-WHERE w.key = pawl.lock_key($1::smallint, $2::text) AND w.name = $2::text AND w.id > coalesce((SELECT s.served FROM pawl.lock_now($1::smallint, $2::text) s), 0)
+WHERE w.key = pawl.lock_key($1::smallint, $2::text) AND w.id > coalesce((SELECT s.served FROM pawl.lock_now($1::smallint, $2::text) s), 0)
 ORDER BY w.id LIMIT $3::int
 `
 
@@ -187,20 +172,21 @@ SELECT s.name, s.at, s.mode::text AS mode, s.free_at, s.waiters::bigint AS waite
   coalesce(h.since, s.at)::timestamptz AS since, coalesce(h.until, '9999-12-31')::timestamptz AS until, coalesce(h.session_id, 0)::bigint AS session_id, coalesce(z.name, '')::text AS session_name,
   coalesce(z.host, '')::text AS host, coalesce(z.pid, 0)::int AS pid, coalesce(z.ended_at IS NOT NULL, false)::boolean AS ended
 FROM (
-  SELECT n.name, x.at, x.mode, x.free_at, x.holders, (SELECT count(*) FROM pawl.lock_waiter w WHERE w.key = x.key AND w.name = x.name AND w.id > x.served) AS waiters
-  FROM (SELECT DISTINCT y.name FROM pawl.lock_state y WHERE y.ns = $1::smallint AND y.name > $2::text) n
+  SELECT n.name, x.at, x.mode, x.free_at, x.holders, (SELECT count(*) FROM pawl.lock_waiter w WHERE w.key = x.key AND w.id > x.served) AS waiters
+  FROM (SELECT DISTINCT y.name FROM pawl.lock_state y WHERE y.ns = $1::smallint AND y.name > $2::text AND ($3::text = '' OR y.name = $3::text)) n
   CROSS JOIN LATERAL pawl.lock_now($1::smallint, n.name) x
   ORDER BY n.name) s
 LEFT JOIN LATERAL unnest(s.holders) h ON true
 LEFT JOIN pawl.session z ON z.ns = $1::smallint AND z.id = h.session_id
 WHERE h.token IS NOT NULL OR s.waiters > 0 OR s.free_at IS NOT NULL
 ORDER BY s.name, h.token
-LIMIT $3::int
+LIMIT $4::int
 `
 
 type ListLocksParams struct {
 	Ns        int16
 	AfterName string
+	OnlyName  string
 	LimitRows int32
 }
 
@@ -221,9 +207,14 @@ type ListLocksRow struct {
 	Ended       bool
 }
 
-// Locks that are held, delayed or waited for, by name behind after_name; a row a holder, none of it where nobody holds the lock.
+// Locks that are held, delayed or waited for, by name behind after_name; a row a holder, none of it where nobody holds the lock. only_name: that one (”: all).
 func (q *Queries) ListLocks(ctx context.Context, arg ListLocksParams) ([]ListLocksRow, error) {
-	rows, err := q.db.Query(ctx, listLocks, arg.Ns, arg.AfterName, arg.LimitRows)
+	rows, err := q.db.Query(ctx, listLocks,
+		arg.Ns,
+		arg.AfterName,
+		arg.OnlyName,
+		arg.LimitRows,
+	)
 	if err != nil {
 		return nil, err
 	}
@@ -258,10 +249,9 @@ func (q *Queries) ListLocks(ctx context.Context, arg ListLocksParams) ([]ListLoc
 }
 
 const lockBatch = `-- name: LockBatch :one
-SELECT statuses::text[] AS statuses, (SELECT array_agg(coalesce(n, 0)) FROM unnest(numbers) n)::bigint[] AS numbers,
-  (SELECT array_agg(coalesce(t, '')) FROM unnest(infos) t)::text[] AS infos
+SELECT statuses::text[] AS statuses, array_replace(numbers, NULL, 0)::bigint[] AS numbers, array_replace(infos, NULL, '')::text[] AS infos
 FROM pawl.lock_batch($1::smallint, $2::bigint, $3::text[], $4::text[], $5::text[], CAST($6::text[] AS pawl.lock_mode[]), $7::int[],
-  $8::boolean[], $9::boolean[], (SELECT array_agg(nullif(h, 0)) FROM unnest($10::int[]) h), $11::int[], $12::bigint[])
+  $8::boolean[], $9::boolean[], array_replace($10::int[], 0, NULL), $11::int[], $12::bigint[])
 `
 
 type LockBatchParams struct {
@@ -285,6 +275,7 @@ type LockBatchRow struct {
 	Infos    []string
 }
 
+// numbers: 0 for none; infos: NULL, or one for each.
 func (q *Queries) LockBatch(ctx context.Context, arg LockBatchParams) (LockBatchRow, error) {
 	row := q.db.QueryRow(ctx, lockBatch,
 		arg.Ns,

@@ -69,10 +69,11 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, 
 CREATE FUNCTION pawl.lock_grant_key(p_ns smallint, p_name text, p_token bigint) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, $3 # $1)';
 
--- The newest state of a lock; no row while it has none. Postgres puts it in place of its call.
+-- The newest state of a lock; no row while it has none. By key alone: with the name as a filter the planner reads and sorts the whole history. Postgres puts it
+-- in place of its call.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.lock_now(p_ns smallint, p_name text) RETURNS SETOF pawl.lock_state LANGUAGE sql STABLE BEGIN ATOMIC
-  SELECT s.* FROM pawl.lock_state s WHERE s.key = pawl.lock_key(p_ns, p_name) AND s.ns = p_ns AND s.name = p_name ORDER BY s.id DESC LIMIT 1;
+  SELECT s.* FROM pawl.lock_state s WHERE s.key = pawl.lock_key(p_ns, p_name) ORDER BY s.id DESC LIMIT 1;
 END;
 -- +goose StatementEnd
 
@@ -129,7 +130,7 @@ DECLARE
 BEGIN
   WHILE s.free_at IS NULL OR s.free_at <= clock_timestamp() LOOP
     s.free_at := NULL;
-    SELECT x.* INTO w FROM pawl.lock_waiter x WHERE x.key = s.key AND x.name = s.name AND x.id > s.served ORDER BY x.id LIMIT 1;
+    SELECT x.* INTO w FROM pawl.lock_waiter x WHERE x.key = s.key AND x.id > s.served ORDER BY x.id LIMIT 1;
     EXIT WHEN NOT FOUND;
     PERFORM pg_advisory_xact_lock_shared(pawl.session_key(w.session_id));
     IF NOT EXISTS (SELECT FROM pawl.session z WHERE z.ns = s.ns AND z.id = w.session_id AND z.ended_at IS NULL) THEN
@@ -204,7 +205,7 @@ BEGIN
         SELECT h.owner FROM pawl.lock_now(p_ns, v_names[i]) s CROSS JOIN LATERAL unnest(s.holders) h
         UNION
         SELECT x.owner FROM pawl.lock_waiter x
-          WHERE x.key = pawl.lock_key(p_ns, v_names[i]) AND x.name = v_names[i] AND x.id < v_limits[i] AND x.id > coalesce((SELECT s.served FROM pawl.lock_now(p_ns, v_names[i]) s), 0)) o
+          WHERE x.key = pawl.lock_key(p_ns, v_names[i]) AND x.id < v_limits[i] AND x.id > coalesce((SELECT s.served FROM pawl.lock_now(p_ns, v_names[i]) s), 0)) o
       LEFT JOIN LATERAL (
         SELECT x.name, x.id FROM pawl.lock_waiter x WHERE x.ns = p_ns AND x.owner = o.owner
           AND x.id > coalesce((SELECT s.served FROM pawl.lock_now(p_ns, x.name) s), 0)) w ON true
@@ -232,7 +233,8 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Does what the requests of one session ask for, in one transaction that commits synchronously if it grants anything. Parallel arrays, one request a position:
+-- Does what the requests of one session ask for, in one transaction that commits synchronously if it grants anything. Parallel arrays, one request a position and
+-- a name once:
 --   acquire   granted (token) | waiting (number: the waiter) | held (by whom) | deadlock (the ring)
 --   release   released | asserted (an open transaction asserts this grant: wait for it, then ask again) | gone (it was lost before); p_numbers: the token
 --   poll      granted (token, info: ms left of a maximum hold) | waiting | gone; p_numbers: the waiter. Also does what time has made due.
@@ -253,11 +255,14 @@ DECLARE
   v_number bigint;
   v_info   text;
   v_what   text;
-  v_grants int := 0;
+  v_grants int;
+  v_done   int;
   v_since  timestamptz;
   v_new    boolean;
 BEGIN
-  PERFORM pawl.require_read_committed();
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    PERFORM pawl.require_read_committed();
+  END IF;
   IF cardinality(p_names) = 1 THEN
     PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, p_names[1]));
   ELSE
@@ -266,100 +271,138 @@ BEGIN
     END LOOP;
   END IF;
   PERFORM pg_advisory_xact_lock_shared(pawl.session_key(p_session));
-  IF NOT EXISTS (SELECT FROM pawl.session z WHERE z.ns = p_ns AND z.id = p_session AND z.ended_at IS NULL) THEN
-    RAISE EXCEPTION 'pawl: session % has ended', p_session USING ERRCODE = 'PW004';
-  END IF;
-  IF true = ANY (p_holds) THEN
-    PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, ''));  -- one at a time: two that wait for each other must not miss each other
-  END IF;
-  FOR i IN 1 .. cardinality(p_names) LOOP
-    v_op := p_ops[i];
-    v_number := NULL;
-    v_info := NULL;
-    v_what := NULL;
-    SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_names[i]) x;
-    v_new := NOT FOUND;
-    IF v_new THEN
-      s := ROW(pawl.lock_key(p_ns, p_names[i]), 0, p_ns, p_names[i], NULL, NULL, 0, 0, 'exclusive', '{}', NULL, NULL, NULL)::pawl.lock_state;
-    ELSIF v_op <> 'release' AND (cardinality(s.holders) > 0 OR s.free_at IS NOT NULL) THEN
-      IF cardinality(s.holders) > 0 THEN
-        s := pawl.lock_reap(s);
-        v_what := s.what;
-      END IF;
-      IF v_what IS NOT NULL OR s.free_at <= clock_timestamp() THEN
-        v_grants := v_grants + pawl.lock_serve(s, v_what);
-        SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_names[i]) x;
-      END IF;
+
+  -- What most ask for goes in one statement: a free lock, and the release of one that nobody waits for. The rest one by one.
+  WITH o AS MATERIALIZED (
+    SELECT t.*, pawl.lock_key(p_ns, t.name) AS key
+    FROM ROWS FROM (unnest(p_ops), unnest(p_names), unnest(p_owners), unnest(p_modes), unnest(p_hold_ms), unnest(p_delay_ms), unnest(p_numbers))
+      WITH ORDINALITY t(op, name, owner, mode, hold_ms, delay_ms, number, i)
+  ), n AS (
+    INSERT INTO pawl.lock_state (key, id, ns, name, at, what, token, served, mode, holders, granted_to)
+      SELECT c.key, nextval('pawl.lock_id'), p_ns, c.name, c.at, c.what, c.token, c.served, c.mode,
+        CASE WHEN c.grants THEN ARRAY[ROW(p_session, c.token, c.owner, c.at, c.at + c.hold_ms * interval '1 ms', c.delay_ms, NULL)::pawl.lock_holder] ELSE '{}' END,
+        CASE WHEN c.grants THEN p_session END
+      FROM (
+        SELECT o.key, o.name, o.owner, o.hold_ms, o.delay_ms, o.mode, clock_timestamp() AS at, coalesce(y.served, 0) AS served, o.op = 'acquire' AS grants,
+          CASE o.op WHEN 'acquire' THEN 'granted' ELSE 'released' END AS what,
+          CASE o.op WHEN 'acquire' THEN greatest(coalesce(y.token, 0) + 1, (SELECT (pawl.timeline() + e.era) << 40 FROM pawl.lock_era e WHERE e.one) + nextval('pawl.lock_token'))
+            ELSE y.token END AS token
+        FROM o
+        LEFT JOIN LATERAL (
+          SELECT x.name, x.ns, x.token, x.served, x.holders, x.free_at FROM pawl.lock_state x WHERE x.key = o.key ORDER BY x.id DESC LIMIT 1) y ON true
+        WHERE (y.name IS NULL OR y.name = o.name AND y.ns = p_ns) AND y.free_at IS NULL
+          AND CASE o.op
+            WHEN 'acquire' THEN y.name IS NULL OR cardinality(y.holders) = 0
+            WHEN 'release' THEN cardinality(y.holders) = 1 AND y.holders[1].token = o.number AND y.holders[1].session_id = p_session
+              AND NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = o.key AND w.id > y.served)
+              AND pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, o.name, o.number))
+            ELSE false END
+          AND EXISTS (SELECT FROM pawl.session z WHERE z.ns = p_ns AND z.id = p_session AND z.ended_at IS NULL)
+        OFFSET 0) c
+    RETURNING key, what, token
+  )
+  SELECT array_agg(n.what ORDER BY o.i), array_agg(CASE WHEN n.what = 'granted' THEN n.token END ORDER BY o.i), count(*) FILTER (WHERE n.what = 'granted'), count(n.key)
+    INTO statuses, numbers, v_grants, v_done FROM o LEFT JOIN n ON n.key = o.key;
+
+  IF v_done < cardinality(p_names) THEN
+    IF NOT EXISTS (SELECT FROM pawl.session z WHERE z.ns = p_ns AND z.id = p_session AND z.ended_at IS NULL) THEN
+      RAISE EXCEPTION 'pawl: session % has ended', p_session USING ERRCODE = 'PW004';
     END IF;
-
-    IF v_op = 'acquire' THEN
-      IF s.free_at IS NULL AND (v_new OR cardinality(s.holders) = 0 AND v_what IS NULL OR pawl.lock_fits(s, p_modes[i], p_permits[i], p_owners[i])
-          AND (NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = s.key AND w.name = p_names[i] AND w.id > s.served)
-            OR (SELECT bool_or(x.owner = p_owners[i]) FROM unnest(s.holders) x))) THEN
-        v_since := clock_timestamp();
-        s.token := pawl.lock_token_next(s.token);
-        s.mode := CASE WHEN cardinality(s.holders) = 0 THEN p_modes[i] ELSE s.mode END;
-        s.holders := s.holders || ROW(p_session, s.token, p_owners[i], v_since, v_since + p_hold_ms[i] * interval '1 ms', p_delay_ms[i], NULL)::pawl.lock_holder;
-        PERFORM pawl.lock_append(s, 'granted', p_session, NULL);
-        v_grants := v_grants + 1;
-        v_status := 'granted';
-        v_number := s.token;
-      ELSIF NOT p_waits[i] THEN
-        v_status := 'held';
-        v_info := pawl.lock_who(s);
-      ELSE
-        v_number := nextval('pawl.lock_id');
-        IF p_holds[i] THEN
-          v_info := pawl.lock_ring(p_ns, p_owners[i], p_names[i], v_number);
+    IF true = ANY (p_holds) THEN
+      PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, ''));  -- one at a time: two that wait for each other must not miss each other
+    END IF;
+    FOR i IN 1 .. cardinality(p_names) LOOP
+      CONTINUE WHEN statuses[i] IS NOT NULL;
+      v_op := p_ops[i];
+      v_number := NULL;
+      v_info := NULL;
+      v_what := NULL;
+      SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_names[i]) x;
+      v_new := NOT FOUND;
+      IF v_new THEN
+        s := ROW(pawl.lock_key(p_ns, p_names[i]), 0, p_ns, p_names[i], NULL, NULL, 0, 0, 'exclusive', '{}', NULL, NULL, NULL)::pawl.lock_state;
+      ELSIF s.name <> p_names[i] OR s.ns <> p_ns THEN
+        RAISE EXCEPTION 'pawl: lock names % and % have the same hash', s.name, p_names[i] USING ERRCODE = '22023', HINT = 'Rename one of them.';
+      ELSIF v_op <> 'release' AND (cardinality(s.holders) > 0 OR s.free_at IS NOT NULL) THEN
+        IF cardinality(s.holders) > 0 THEN
+          s := pawl.lock_reap(s);
+          v_what := s.what;
         END IF;
-        IF v_info IS NOT NULL THEN
-          v_status := 'deadlock';
-          v_number := NULL;
-        ELSE
-          INSERT INTO pawl.lock_waiter (key, id, ns, name, session_id, owner, mode, permits, hold_ms, delay_ms, at)
-            VALUES (s.key, v_number, p_ns, p_names[i], p_session, p_owners[i], p_modes[i], p_permits[i], p_hold_ms[i], p_delay_ms[i], clock_timestamp());
-          IF v_new THEN
-            PERFORM pawl.lock_append(s, 'passed', NULL, NULL);
-          END IF;
-          v_status := 'waiting';
+        IF v_what IS NOT NULL OR s.free_at <= clock_timestamp() OR v_op = 'poll' THEN  -- who waits first may be gone
+          v_grants := v_grants + pawl.lock_serve(s, v_what);
+          SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_names[i]) x;
         END IF;
       END IF;
 
-    ELSIF v_op = 'release' THEN
-      v_status := 'gone';
-      FOREACH h IN ARRAY s.holders LOOP
-        IF h.session_id = p_session AND h.token = p_numbers[i] THEN
-          IF pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_names[i], h.token)) THEN
-            s.holders := array_remove(s.holders, h);
-            v_grants := v_grants + pawl.lock_serve(s, 'released');
-            v_status := 'released';
-          ELSE
-            v_status := 'asserted';
-          END IF;
-        END IF;
-      END LOOP;
-
-    ELSE  -- poll, cancel
-      v_status := CASE WHEN s.served >= p_numbers[i] THEN 'gone' ELSE 'waiting' END;
-      FOREACH h IN ARRAY s.holders LOOP
-        IF h.waiter = p_numbers[i] AND h.session_id = p_session THEN
+      IF v_op = 'acquire' THEN
+        IF s.free_at IS NULL AND (v_new OR cardinality(s.holders) = 0 AND v_what IS NULL OR pawl.lock_fits(s, p_modes[i], p_permits[i], p_owners[i])
+            AND (NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = s.key AND w.id > s.served)
+              OR (SELECT bool_or(x.owner = p_owners[i]) FROM unnest(s.holders) x))) THEN
+          v_since := clock_timestamp();
+          s.token := pawl.lock_token_next(s.token);
+          s.mode := CASE WHEN cardinality(s.holders) = 0 THEN p_modes[i] ELSE s.mode END;
+          s.holders := s.holders || ROW(p_session, s.token, p_owners[i], v_since, v_since + p_hold_ms[i] * interval '1 ms', p_delay_ms[i], NULL)::pawl.lock_holder;
+          PERFORM pawl.lock_append(s, 'granted', p_session, NULL);
+          v_grants := v_grants + 1;
           v_status := 'granted';
-          v_number := h.token;
-          v_info := extract(epoch FROM h.until - clock_timestamp()) * 1000;
+          v_number := s.token;
+        ELSIF NOT p_waits[i] THEN
+          v_status := 'held';
+          v_info := pawl.lock_who(s);
+        ELSE
+          v_number := nextval('pawl.lock_id');
+          IF p_holds[i] THEN
+            v_info := pawl.lock_ring(p_ns, p_owners[i], p_names[i], v_number);
+          END IF;
+          IF v_info IS NOT NULL THEN
+            v_status := 'deadlock';
+            v_number := NULL;
+          ELSE
+            INSERT INTO pawl.lock_waiter (key, id, ns, name, session_id, owner, mode, permits, hold_ms, delay_ms, at)
+              VALUES (s.key, v_number, p_ns, p_names[i], p_session, p_owners[i], p_modes[i], p_permits[i], p_hold_ms[i], p_delay_ms[i], clock_timestamp());
+            IF v_new THEN
+              PERFORM pawl.lock_append(s, 'passed', NULL, NULL);
+            END IF;
+            v_status := 'waiting';
+          END IF;
         END IF;
-      END LOOP;
-      IF v_status = 'waiting' AND v_op = 'cancel' THEN
-        DELETE FROM pawl.lock_waiter w WHERE w.key = s.key AND w.name = p_names[i] AND w.id = p_numbers[i] AND w.session_id = p_session;
-        v_grants := v_grants + pawl.lock_serve(s, NULL);  -- others may have waited behind it alone
-        v_status := 'cancelled';
-      ELSIF v_status = 'waiting' AND NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = s.key AND w.name = p_names[i] AND w.id = p_numbers[i]) THEN
+
+      ELSIF v_op = 'release' THEN
         v_status := 'gone';
+        FOREACH h IN ARRAY s.holders LOOP
+          IF h.session_id = p_session AND h.token = p_numbers[i] THEN
+            IF pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_names[i], h.token)) THEN
+              s.holders := array_remove(s.holders, h);
+              v_grants := v_grants + pawl.lock_serve(s, 'released');
+              v_status := 'released';
+            ELSE
+              v_status := 'asserted';
+            END IF;
+          END IF;
+        END LOOP;
+
+      ELSE  -- poll, cancel
+        v_status := CASE WHEN s.served >= p_numbers[i] THEN 'gone' ELSE 'waiting' END;
+        FOREACH h IN ARRAY s.holders LOOP
+          IF h.waiter = p_numbers[i] AND h.session_id = p_session THEN
+            v_status := 'granted';
+            v_number := h.token;
+            v_info := extract(epoch FROM h.until - clock_timestamp()) * 1000;
+          END IF;
+        END LOOP;
+        IF v_status = 'waiting' AND v_op = 'cancel' THEN
+          DELETE FROM pawl.lock_waiter w WHERE w.key = s.key AND w.id = p_numbers[i] AND w.session_id = p_session;
+          v_grants := v_grants + pawl.lock_serve(s, NULL);  -- others may have waited behind it alone
+          v_status := 'cancelled';
+        ELSIF v_status = 'waiting' AND NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = s.key AND w.id = p_numbers[i]) THEN
+          v_status := 'gone';
+        END IF;
       END IF;
-    END IF;
-    statuses[i] := v_status;
-    numbers[i] := v_number;
-    infos[i] := v_info;
-  END LOOP;
+      statuses[i] := v_status;
+      numbers[i] := v_number;
+      infos[i] := v_info;
+    END LOOP;
+  END IF;
   IF v_grants = 0 THEN
     PERFORM set_config('synchronous_commit', 'off', true);
   ELSIF current_setting('synchronous_commit') = 'off' THEN
@@ -395,15 +438,6 @@ BEGIN
       WHERE h.token = p_token AND h.session_id = p_session AND (h.until IS NULL OR h.until > clock_timestamp())) THEN
     RAISE EXCEPTION 'pawl: lock % was lost: token % does not hold it any more', p_name, p_token USING ERRCODE = 'PW001';
   END IF;
-END $$;
--- +goose StatementEnd
-
--- Waits until no open transaction asserts a grant. After 2 s it gives up, for the caller to look again.
--- +goose StatementBegin
-CREATE FUNCTION pawl.lock_await_assert(p_ns smallint, p_name text, p_token bigint) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
-BEGIN
-  PERFORM pg_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_name, p_token));
 END $$;
 -- +goose StatementEnd
 
@@ -531,12 +565,12 @@ BEGIN
       PERFORM pawl.lock_serve(s, coalesce(s.what, 'passed'));
       SELECT x.* INTO s FROM pawl.lock_now(w.ns, w.name) x;
     END IF;
-    DELETE FROM pawl.lock_waiter x WHERE x.key = last AND x.name = s.name AND x.id <= s.served;
+    DELETE FROM pawl.lock_waiter x WHERE x.key = last AND x.id <= s.served;
     GET DIAGNOSTICS v_n = ROW_COUNT;
     removed := removed + v_n;
-    DELETE FROM pawl.lock_state x WHERE x.key = last AND x.name = s.name AND (x.id < s.id OR
+    DELETE FROM pawl.lock_state x WHERE x.key = last AND (x.id < s.id OR
       cardinality(s.holders) = 0 AND s.free_at IS NULL AND s.at < clock_timestamp() - p_keep
-        AND NOT EXISTS (SELECT FROM pawl.lock_waiter y WHERE y.key = last AND y.name = s.name));
+        AND NOT EXISTS (SELECT FROM pawl.lock_waiter y WHERE y.key = last));
     GET DIAGNOSTICS v_n = ROW_COUNT;
     removed := removed + v_n;
   END LOOP;
@@ -544,7 +578,7 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.sweep_locks, pawl.lock_rebase, pawl.lock_force, pawl.lock_resync, pawl.lock_guard_check, pawl.lock_await_assert, pawl.lock_assert, pawl.lock_who, pawl.lock_batch,
+DROP FUNCTION pawl.sweep_locks, pawl.lock_rebase, pawl.lock_force, pawl.lock_resync, pawl.lock_guard_check, pawl.lock_assert, pawl.lock_who, pawl.lock_batch,
   pawl.lock_ring, pawl.lock_reap, pawl.lock_serve, pawl.lock_append, pawl.lock_fits, pawl.lock_token_next, pawl.timeline, pawl.lock_now, pawl.lock_grant_key, pawl.lock_key;
 DROP TABLE pawl.lock_guard, pawl.lock_era, pawl.lock_waiter, pawl.lock_state;
 DROP SEQUENCE pawl.lock_token, pawl.lock_id;

@@ -1,14 +1,11 @@
 -- name: LockBatch :one
-SELECT statuses::text[] AS statuses, (SELECT array_agg(coalesce(n, 0)) FROM unnest(numbers) n)::bigint[] AS numbers,
-  (SELECT array_agg(coalesce(t, '')) FROM unnest(infos) t)::text[] AS infos
+-- numbers: 0 for none; infos: NULL, or one for each.
+SELECT statuses::text[] AS statuses, array_replace(numbers, NULL, 0)::bigint[] AS numbers, array_replace(infos, NULL, '')::text[] AS infos
 FROM pawl.lock_batch(@ns::smallint, @session_id::bigint, @ops::text[], @names::text[], @owners::text[], CAST(@modes::text[] AS pawl.lock_mode[]), @permits::int[],
-  @waits::boolean[], @holds::boolean[], (SELECT array_agg(nullif(h, 0)) FROM unnest(@hold_ms::int[]) h), @delay_ms::int[], @numbers_in::bigint[]);
+  @waits::boolean[], @holds::boolean[], array_replace(@hold_ms::int[], 0, NULL), @delay_ms::int[], @numbers_in::bigint[]);
 
 -- name: AssertLock :exec
 SELECT pawl.lock_assert(@ns::smallint, @session_id::bigint, @name::text, @token::bigint);
-
--- name: AwaitLockAssert :exec
-SELECT pawl.lock_await_assert(@ns::smallint, @name::text, @token::bigint);
 
 -- name: GuardLock :exec
 SELECT pawl.lock_guard_check(@ns::smallint, @resource::text, @token::bigint);
@@ -32,13 +29,13 @@ SELECT coalesce(bool_and(pg_try_advisory_xact_lock(k)), true)::boolean AS taken
 FROM (SELECT DISTINCT hashtextextended(n, 7040 + @ns::smallint) AS k FROM unnest(@names::text[]) n ORDER BY k) o;
 
 -- name: ListLocks :many
--- Locks that are held, delayed or waited for, by name behind after_name; a row a holder, none of it where nobody holds the lock.
+-- Locks that are held, delayed or waited for, by name behind after_name; a row a holder, none of it where nobody holds the lock. only_name: that one ('': all).
 SELECT s.name, s.at, s.mode::text AS mode, s.free_at, s.waiters::bigint AS waiters, coalesce(h.token, 0)::bigint AS token, coalesce(h.owner, '')::text AS owner,
   coalesce(h.since, s.at)::timestamptz AS since, coalesce(h.until, '9999-12-31')::timestamptz AS until, coalesce(h.session_id, 0)::bigint AS session_id, coalesce(z.name, '')::text AS session_name,
   coalesce(z.host, '')::text AS host, coalesce(z.pid, 0)::int AS pid, coalesce(z.ended_at IS NOT NULL, false)::boolean AS ended
 FROM (
-  SELECT n.name, x.at, x.mode, x.free_at, x.holders, (SELECT count(*) FROM pawl.lock_waiter w WHERE w.key = x.key AND w.name = x.name AND w.id > x.served) AS waiters
-  FROM (SELECT DISTINCT y.name FROM pawl.lock_state y WHERE y.ns = @ns::smallint AND y.name > @after_name::text) n
+  SELECT n.name, x.at, x.mode, x.free_at, x.holders, (SELECT count(*) FROM pawl.lock_waiter w WHERE w.key = x.key AND w.id > x.served) AS waiters
+  FROM (SELECT DISTINCT y.name FROM pawl.lock_state y WHERE y.ns = @ns::smallint AND y.name > @after_name::text AND (@only_name::text = '' OR y.name = @only_name::text)) n
   CROSS JOIN LATERAL pawl.lock_now(@ns::smallint, n.name) x
   ORDER BY n.name) s
 LEFT JOIN LATERAL unnest(s.holders) h ON true
@@ -50,13 +47,13 @@ LIMIT @limit_rows::int;
 -- name: ListLockWaiters :many
 SELECT w.id, w.owner, w.mode::text AS mode, w.at, w.session_id, z.name AS session_name, z.host, z.pid
 FROM pawl.lock_waiter w JOIN pawl.session z ON z.ns = w.ns AND z.id = w.session_id
-WHERE w.key = pawl.lock_key(@ns::smallint, @name::text) AND w.name = @name::text AND w.id > coalesce((SELECT s.served FROM pawl.lock_now(@ns::smallint, @name::text) s), 0)
+WHERE w.key = pawl.lock_key(@ns::smallint, @name::text) AND w.id > coalesce((SELECT s.served FROM pawl.lock_now(@ns::smallint, @name::text) s), 0)
 ORDER BY w.id LIMIT @limit_rows::int;
 
 -- name: ListLockHistory :many
 -- What is kept of it, newest first.
 SELECT s.id, s.at, s.what, s.token, coalesce(s.granted_to, 0)::bigint AS session_id, coalesce(s.reason, '')::text AS reason, cardinality(s.holders)::int AS holders
-FROM pawl.lock_state s WHERE s.key = pawl.lock_key(@ns::smallint, @name::text) AND s.ns = @ns::smallint AND s.name = @name::text
+FROM pawl.lock_state s WHERE s.key = pawl.lock_key(@ns::smallint, @name::text)
 ORDER BY s.id DESC LIMIT @limit_rows::int;
 
 -- name: ReadLockHolder :one

@@ -18,20 +18,32 @@ import (
 )
 
 type benchCmd struct {
-	Jobs benchJobsCmd `cmd:"" help:"Measure the job engine."`
+	Jobs  benchJobsCmd  `cmd:"" help:"Measure the job engine."`
+	Locks benchLocksCmd `cmd:"" help:"Measure locks."`
+}
+
+// benchOptions are what all benches have in common.
+type benchOptions struct {
+	Migrate bool     `help:"Apply pending migrations to the database of --database-url first. The private one has them."`
+	Repeat  int      `default:"1" help:"Measure each figure that often and report the median."`
+	Only    []string `help:"Measure only these figures."`
 }
 
 // benchJobsCmd is "pawl bench jobs".
 type benchJobsCmd struct {
-	Jobs      int      `default:"200000" help:"Jobs to insert and drain; with --pin and --pin-writer 500,000 unless another number is given."`
-	Batch     int      `default:"1000" help:"Jobs in one enqueue of the insert figure, 1 to 1,000."`
-	Workers   int      `default:"1" help:"Worker processes of the drain."`
-	Pin       bool     `xor:"pin" help:"Measure the drain also with a repeatable-read transaction open throughout."`
-	PinWriter bool     `xor:"pin" help:"The same with a transaction that has also written."`
-	Migrate   bool     `help:"Apply pending migrations to the database of --database-url first. The private one has them."`
-	Repeat    int      `default:"1" help:"Measure each figure that often and report the median."`
-	Only      []string `help:"Measure only these, by key: insert (with work, WAL and dead rows), single, contended, pickup, idle, due, rss, rescue."`
-	Profile   string   `name:"cpuprofile" help:"Write the drain worker's processor profile to this file." type:"path"`
+	benchOptions
+
+	Jobs      int    `default:"200000" help:"Jobs to insert and drain; with --pin and --pin-writer 500,000 unless another number is given."`
+	Batch     int    `default:"1000" help:"Jobs in one enqueue of the insert figure, 1 to 1,000."`
+	Workers   int    `default:"1" help:"Worker processes of the drain."`
+	Pin       bool   `xor:"pin" help:"Measure the drain also with a repeatable-read transaction open throughout."`
+	PinWriter bool   `xor:"pin" help:"The same with a transaction that has also written."`
+	Profile   string `name:"cpuprofile" help:"Write the drain worker's processor profile to this file." type:"path"`
+}
+
+// Help is the long help text.
+func (*benchJobsCmd) Help() string {
+	return "Figures: insert (with work, WAL and dead rows), single, contended, pickup, idle, due, rss, rescue."
 }
 
 // figure is one measurement: it adds its keys to the results.
@@ -40,7 +52,7 @@ type figure struct {
 	run  func(b *bench, ctx context.Context) error
 }
 
-var figures = []figure{
+var jobFigures = []figure{
 	{"insert", (*bench).drain},
 	{"single", (*bench).single},
 	{"contended", (*bench).contended},
@@ -51,14 +63,15 @@ var figures = []figure{
 	{"rescue", (*bench).rescue},
 }
 
-// bench is a run of "pawl bench jobs".
+// bench is a run of "pawl bench".
 type bench struct {
-	c      *benchJobsCmd
-	a      *app
-	url    string
-	pool   *pgxpool.Pool
-	got    map[string][]float64
-	queues int // used so far: each figure takes queues of its own
+	c       *benchJobsCmd // of "bench jobs"
+	a       *app
+	url     string
+	pool    *pgxpool.Pool
+	got     map[string][]float64
+	pinSpan time.Duration // of "bench locks"
+	queues  int           // used so far: each figure takes queues of its own
 }
 
 // benchReport is what is printed.
@@ -72,14 +85,23 @@ type benchReport struct {
 
 // Run measures and prints.
 func (c *benchJobsCmd) Run(a *app) error {
-	if c.Jobs < 1000 || c.Batch < 1 || c.Batch > 1000 || c.Workers < 1 || c.Workers > 64 || c.Repeat < 1 {
-		return usageError{"--jobs from 1,000, --batch from 1 to 1,000, --workers from 1 to 64 and --repeat from 1 are measured"}
+	if c.Jobs < 1000 || c.Batch < 1 || c.Batch > 1000 || c.Workers < 1 || c.Workers > 64 {
+		return usageError{"--jobs from 1,000, --batch from 1 to 1,000 and --workers from 1 to 64 are measured"}
+	}
+	return (&bench{c: c, a: a}).measure(c.benchOptions, jobFigures, jobTargets)
+}
+
+// measure measures figures and prints them beside what they must reach.
+func (b *bench) measure(c benchOptions, figures []figure, targets []target) error {
+	if c.Repeat < 1 {
+		return usageError{"--repeat is 1 or more"}
 	}
 	for _, name := range c.Only {
 		if !slices.ContainsFunc(figures, func(f figure) bool { return f.name == name }) {
 			return usageError{fmt.Sprintf("there is no figure %q", name)}
 		}
 	}
+	a := b.a
 	url, stop, err := benchServer(a)
 	if err != nil {
 		return err
@@ -95,12 +117,12 @@ func (c *benchJobsCmd) Run(a *app) error {
 		return err
 	}
 	conf.MaxConns = 24
-	pool, err := pgxpool.NewWithConfig(a.ctx, conf)
+	b.pool, err = pgxpool.NewWithConfig(a.ctx, conf)
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
-	b := &bench{c: c, a: a, url: url, pool: pool, got: map[string][]float64{}}
+	defer b.pool.Close()
+	b.url, b.got = url, map[string][]float64{}
 	for range c.Repeat {
 		for _, f := range figures {
 			if len(c.Only) > 0 && !slices.Contains(c.Only, f.name) {
@@ -112,7 +134,7 @@ func (c *benchJobsCmd) Run(a *app) error {
 			}
 		}
 	}
-	return b.report()
+	return b.report(targets)
 }
 
 // benchServer gives the database to measure on: the one that was named, or a private server with fsync on that goes with the run.
@@ -155,13 +177,15 @@ func percentile(values []float64, p int) float64 {
 	return sorted[min(len(sorted)*p/100, len(sorted)-1)]
 }
 
-// targets are what each figure must reach, where that does not depend on another program.
-var targets = []struct {
+// target is what a figure must reach, where that does not depend on another program.
+type target struct {
 	key   string
 	bound float64
 	most  bool // at most, else at least
 	what  string
-}{
+}
+
+var jobTargets = []target{
 	{"work_jobs_per_s", 0, false, "jobs a second that the workers drained, every fencing check on"},
 	{"insert_jobs_per_s", 0, false, "jobs a second inserted in batches, 4 connections"},
 	{"wal_bytes_per_job_worked", 20, true, "bytes of WAL a job drained"},
@@ -185,7 +209,7 @@ var targets = []struct {
 	{"rescue_s", 21, true, "from SIGKILL of a worker to its job's next start, ttl 15 s"},
 }
 
-func (b *bench) report() error {
+func (b *bench) report(targets []target) error {
 	r := benchReport{Build: readBuild(), Machine: machine(), Settings: map[string]string{}, Figures: map[string]float64{}, Ranges: map[string][2]float64{}}
 	for _, name := range []string{
 		"server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size", "max_connections", "autovacuum",

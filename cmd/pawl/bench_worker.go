@@ -176,17 +176,22 @@ func peakRSS() float64 {
 // benchProcess is a worker process as the parent sees it.
 type benchProcess struct {
 	cmd    *exec.Cmd
-	stdin  io.Closer
+	stdin  io.WriteCloser
 	events chan benchEvent // closed when the process has ended
 }
 
 // worker starts a worker process and waits until it is about to work.
 func (b *bench) worker(ctx context.Context, args ...string) (*benchProcess, error) {
+	return b.process(ctx, "bench-worker", args...)
+}
+
+// process starts a process of a hidden command and waits until it is ready.
+func (b *bench) process(ctx context.Context, command string, args ...string) (*benchProcess, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, self, append([]string{"bench-worker", "--log-level=error"}, args...)...)
+	cmd := exec.CommandContext(ctx, self, append([]string{command, "--log-level=error"}, args...)...)
 	cmd.Env = append(os.Environ(), "PAWL_DATABASE_URL="+b.url)
 	cmd.Stderr = b.a.err
 	stdin, err := cmd.StdinPipe()

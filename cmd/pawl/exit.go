@@ -12,6 +12,7 @@ import (
 
 	"github.com/pawl-dev/pawl/coordinator"
 	"github.com/pawl-dev/pawl/coordinator/job"
+	"github.com/pawl-dev/pawl/coordinator/lock"
 	"github.com/pawl-dev/pawl/coordinator/session"
 	"github.com/pawl-dev/pawl/db"
 	"github.com/pawl-dev/pawl/db/migrate"
@@ -48,9 +49,24 @@ type reportedError struct{ cause error }
 func (e reportedError) Error() string { return e.cause.Error() }
 func (e reportedError) Unwrap() error { return e.cause }
 
+// codeError is an end with an exit code of its own; cause nil: there is nothing to say.
+type codeError struct {
+	code  int
+	cause error
+}
+
+func (e codeError) Error() string {
+	if e.cause == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.cause.Error()
+}
+func (e codeError) Unwrap() error { return e.cause }
+
 // exitCode translates what a command returned.
 func exitCode(err error) int {
 	var (
+		own     codeError
 		use     usageError
 		connect *pgconn.ConnectError
 		badURL  *pgconn.ParseConfigError
@@ -58,7 +74,9 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.As(err, &use), errors.As(err, &badURL), errors.Is(err, job.ErrInvalid), errors.Is(err, job.ErrPayloadTooLarge),
+	case errors.As(err, &own):
+		return own.code
+	case errors.As(err, &use), errors.As(err, &badURL), errors.Is(err, job.ErrInvalid), errors.Is(err, job.ErrPayloadTooLarge), errors.Is(err, lock.ErrInvalid),
 		errors.Is(err, coordinator.ErrUnknownSweep):
 		return exitUsage
 	case errors.Is(err, job.ErrNotFound), errors.Is(err, session.ErrNamespace):
@@ -80,7 +98,8 @@ func lacksSchema(err error) bool {
 // complain prints err on one line, with what to do about it.
 func (a *app) complain(err error) {
 	var reported reportedError
-	if errors.As(err, &reported) {
+	var own codeError
+	if errors.As(err, &reported) || errors.As(err, &own) && own.cause == nil {
 		return
 	}
 	fmt.Fprintln(a.err, "pawl: "+message(err))
@@ -119,7 +138,7 @@ func lastTry(err *pgconn.ConnectError) string {
 }
 
 // tags are where an error comes from, which tells a user nothing.
-var tags = []string{"job: ", "session: ", "coordinator: ", "worker: ", "migrate: ", "pawl: "}
+var tags = []string{"job: ", "lock: ", "session: ", "coordinator: ", "worker: ", "migrate: ", "pawl: "}
 
 func withoutTags(text string) string {
 	for _, tag := range tags {

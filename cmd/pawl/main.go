@@ -38,6 +38,7 @@ type cli struct {
 	Work    workCmd    `cmd:"" help:"Run a worker for HTTP calls and configured commands."`
 	Job     jobCmd     `cmd:"" help:"Enqueue, look at, cancel and retry jobs."`
 	Queue   queueCmd   `cmd:"" help:"Look at, pause and resume queues."`
+	Lock    lockCmd    `cmd:"" help:"Look at locks, take them away, run a command under one."`
 	Session sessionCmd `cmd:"" help:"Look at the processes that take part."`
 	Sweep   sweepCmd   `cmd:"" help:"Run one sweep now, or list what the sweeps did."`
 	Doctor  doctorCmd  `cmd:"" help:"Check the database and everything that Pawl relies on."`
@@ -46,6 +47,7 @@ type cli struct {
 
 	DevWorker   devWorkerCmd   `cmd:"" hidden:""`
 	BenchWorker benchWorkerCmd `cmd:"" hidden:""`
+	BenchLocker benchLockerCmd `cmd:"" hidden:""`
 }
 
 type migrateCmd struct {
@@ -67,6 +69,13 @@ type queueCmd struct {
 	List   queueListCmd   `cmd:"" help:"List queues and what waits in them."`
 	Pause  queuePauseCmd  `cmd:"" help:"Stop workers from taking jobs from queues. What runs goes on."`
 	Resume queueResumeCmd `cmd:"" help:"End the pause of queues."`
+}
+
+type lockCmd struct {
+	List    lockListCmd    `cmd:"" help:"List locks that are held or waited for."`
+	Show    lockShowCmd    `cmd:"" help:"Tell who holds a lock, who waits for it and for whom, and what happened to it."`
+	Release lockReleaseCmd `cmd:"" help:"Take a lock away from whoever holds it."`
+	Run     lockRunCmd     `cmd:"" help:"Run a command while holding a lock, in the whole cluster."`
 }
 
 type sessionCmd struct {

@@ -157,6 +157,12 @@ func start(t *testing.T, url string, args ...string) *background {
 func (b *background) stop(t *testing.T) int {
 	t.Helper()
 	b.interrupt()
+	return b.ended(t)
+}
+
+// ended waits until the command has ended and returns its exit code.
+func (b *background) ended(t *testing.T) int {
+	t.Helper()
 	select {
 	case code := <-b.code:
 		b.code <- code // for the cleanup

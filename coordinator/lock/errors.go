@@ -64,7 +64,7 @@ func wrap(err error) error {
 		return err
 	case db.CodeLost:
 		return fmt.Errorf("%w: %s", ErrLost, db.Message(err))
-	case "22021", "22P05":
+	case "22021", "22P05", "22023":
 		return fmt.Errorf("%w: %s", ErrInvalid, db.Message(err))
 	}
 	if db.IsUnmigrated(err) {

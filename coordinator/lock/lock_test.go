@@ -792,3 +792,54 @@ func TestCampaign(t *testing.T) {
 		t.Errorf("terms: got %v", terms)
 	}
 }
+
+// What a request reads does not depend on how long the lock's history is, though nothing was swept and the plans were made when it was short.
+func TestLongHistory(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	ctx := bounded(t)
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	batch := func(op string, waits bool) int {
+		t.Helper()
+		var plan []struct {
+			Plan struct {
+				Hit  int `json:"Shared Hit Blocks"`
+				Read int `json:"Shared Read Blocks"`
+			}
+		}
+		var token int64
+		if err := conn.QueryRow(ctx, "SELECT coalesce(max(token), 0) FROM pawl.lock_state").Scan(&token); err != nil {
+			t.Fatal(err)
+		}
+		sql := fmt.Sprintf(`EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM pawl.lock_batch(1::smallint, 1, '{%s}', '{x}', '{me}', '{exclusive}', '{1}',
+			'{%v}', '{f}', '{NULL}', '{0}', ARRAY[%d]::bigint[])`, op, waits, token)
+		if err := conn.QueryRow(ctx, sql).Scan(&plan); err != nil {
+			t.Fatalf("%s: %v", op, err)
+		}
+		return plan[0].Plan.Hit + plan[0].Plan.Read
+	}
+	if _, err := conn.Exec(ctx, "SELECT pawl.session_start(1::smallint, 'test', 'host', 1, '', '1 h')"); err != nil {
+		t.Fatal(err)
+	}
+	for range 7 {
+		batch("acquire", false)
+		batch("acquire", false) // held: another path, with plans of its own
+		batch("release", false)
+	}
+	_, err = conn.Exec(ctx, `INSERT INTO pawl.lock_state (key, id, ns, name, at, what, token, served, mode, holders)
+		SELECT pawl.lock_key(1::smallint, 'x'), nextval('pawl.lock_id'), 1, 'x', now(), 'released', s.token, 0, 'exclusive', '{}'
+		FROM (SELECT max(token) AS token FROM pawl.lock_state) s, generate_series(1, 20000)`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, op := range []string{"acquire", "acquire", "release"} { // the second is a try of a held lock
+		batch(op, false)
+		if got := batch(op, false); got > 100 {
+			t.Errorf("%s: got %d buffers with a history of 20,000 rows, want at most 100", op, got)
+		}
+	}
+}

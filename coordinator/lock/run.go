@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/pawl-dev/pawl/coordinator/session"
 	"github.com/pawl-dev/pawl/db"
 )
@@ -67,14 +69,15 @@ type run struct {
 	holds   map[int64]*hold // by token
 	waits   map[int64]*waiting
 	early   map[int64]int64 // grants that were hinted before the reply that names their wait
-	fresh   map[int64]bool  // tokens that are on their way to who asked
-	dirty   bool            // a reply was lost: the database may hold what we do not know of
+	asking  map[*pgxpool.Conn]bool
+	fresh   map[int64]bool // tokens that are on their way to who asked
+	dirty   bool           // a reply was lost: the database may hold what we do not know of
 
 	trip sync.RWMutex // held alone by a resync
 }
 
 func newRun(l *Locks) *run {
-	return &run{locks: l, holds: map[int64]*hold{}, waits: map[int64]*waiting{}, early: map[int64]int64{}, fresh: map[int64]bool{}}
+	return &run{locks: l, holds: map[int64]*hold{}, waits: map[int64]*waiting{}, early: map[int64]int64{}, fresh: map[int64]bool{}, asking: map[*pgxpool.Conn]bool{}}
 }
 
 func (r *run) start(s *session.Session) {
@@ -93,6 +96,9 @@ func (r *run) end(cause error) {
 	r.ended = cause
 	pending, holds, waits := r.pending, r.holds, r.waits
 	r.pending, r.holds, r.waits = nil, map[int64]*hold{}, map[int64]*waiting{}
+	for conn := range r.asking {
+		_ = conn.Conn().PgConn().Conn().SetDeadline(time.Unix(1, 0))
+	}
 	r.mu.Unlock()
 	for _, h := range holds {
 		h.end(cause)
@@ -179,11 +185,8 @@ func (r *run) forget(h *hold) {
 func (r *run) acquire(ctx context.Context, o *owner, name string, req request) (*hold, error) {
 	began := time.Now()
 	ask := &op{kind: opAcquire, name: name, owner: o.name, req: req, wait: req.wait != 0, holds: req.wait != 0 && (o.holding() || req.owner != ""), done: make(chan reply, 1)}
-	r.submit(ask)
-	var got reply
-	select {
-	case got = <-ask.done:
-	case <-ctx.Done():
+	got, err := r.do(ctx, ask)
+	if err != nil {
 		go func() { // it cannot be called back; what it gets is given back
 			switch got := <-ask.done; {
 			case got.err != nil:
@@ -193,7 +196,7 @@ func (r *run) acquire(ctx context.Context, o *owner, name string, req request) (
 				r.withdraw(got.wait)
 			}
 		}()
-		return nil, context.Cause(ctx)
+		return nil, err
 	}
 	switch {
 	case got.err != nil:
@@ -227,8 +230,7 @@ func (r *run) acquire(ctx context.Context, o *owner, name string, req request) (
 // left asks how much is left of the maximum hold of a wait that was granted.
 func (r *run) left(name string, waiter int64) (time.Duration, error) {
 	ask := &op{kind: opPoll, name: name, number: waiter, done: make(chan reply, 1)}
-	r.submit(ask)
-	got := <-ask.done // soon: the session's end answers too
+	got, _ := r.do(context.Background(), ask)
 	if got.err != nil || got.status != "granted" {
 		return 0, errEnded
 	}
@@ -244,13 +246,8 @@ func (r *run) withdraw(w *waiting) {
 	delete(r.waits, w.id)
 	r.mu.Unlock()
 	ask := &op{kind: opCancel, name: w.name, number: w.id, done: make(chan reply, 1)}
-	r.submit(ask)
-	select {
-	case got := <-ask.done:
-		if got.err == nil && got.status == "granted" {
-			_ = r.release(ctx, w.name, got.number)
-		}
-	case <-ctx.Done():
+	if got, err := r.do(ctx, ask); err == nil && got.err == nil && got.status == "granted" {
+		_ = r.release(ctx, w.name, got.number)
 	}
 	r.mu.Lock()
 	delete(r.early, w.id)
@@ -288,14 +285,10 @@ func (r *run) release(ctx context.Context, name string, token int64) error {
 	r.mu.Unlock()
 	for {
 		ask := &op{kind: opRelease, name: name, number: token, done: make(chan reply, 1)}
-		r.submit(ask)
-		var got reply
-		select {
-		case got = <-ask.done:
-		case <-ctx.Done():
-			return context.Cause(ctx) // it is on its way
-		}
+		got, err := r.do(ctx, ask)
 		switch {
+		case err != nil:
+			return err // it is on its way
 		case errors.Is(got.err, errEnded):
 			return errGone
 		case got.err != nil:
@@ -305,29 +298,61 @@ func (r *run) release(ctx context.Context, name string, token int64) error {
 		case got.status == "gone":
 			return errGone
 		}
-		err := db.New(r.locks.pool).AwaitLockAssert(ctx, db.AwaitLockAssertParams{Ns: r.locks.conf.Namespace, Name: name, Token: token})
-		if ctx.Err() != nil {
+		if !pause(ctx, assertPause) { // an open transaction asserts it
 			go func() { _ = r.release(r.session.Context(), name, token) }()
 			return ErrAsserted
-		}
-		if err != nil && db.Code(err) != "55P03" {
-			pause(ctx, retryPause)
 		}
 	}
 }
 
-// submit puts a request on its way.
-func (r *run) submit(o *op) {
+// assertPause is how often a release looks whether the transaction that asserts the grant has ended.
+const assertPause = 20 * time.Millisecond
+
+// do sends a request and returns when the reply is there or ctx has ended; then the reply comes into o.done all the same.
+//
+// Who finds a connection free sends what is pending himself, his own request with it: a goroutine in between costs two switches.
+func (r *run) do(ctx context.Context, o *op) (reply, error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.ended != nil {
-		o.done <- reply{err: errEnded}
-		return
+		r.mu.Unlock()
+		return reply{err: errEnded}, nil
 	}
 	r.pending = append(r.pending, o)
-	if r.workers < connsMax {
+	var batch []*op
+	switch {
+	case r.workers >= connsMax || r.dirty:
+		if r.workers == 0 {
+			r.workers++
+			go r.work()
+		}
+	case ctx.Done() == nil || r.workers == 0:
+		r.workers++
+		batch = r.take()
+	default:
 		r.workers++
 		go r.work()
+	}
+	r.mu.Unlock()
+	if batch != nil {
+		r.send(batch)
+		r.mu.Lock()
+		if len(r.pending) > 0 {
+			go r.work()
+		} else {
+			r.workers--
+		}
+		r.mu.Unlock()
+	}
+	select {
+	case got := <-o.done:
+		return got, nil
+	default:
+	}
+	select {
+	case got := <-o.done:
+		return got, nil
+	case <-ctx.Done():
+		return reply{}, context.Cause(ctx)
 	}
 }
 
@@ -337,14 +362,12 @@ const retryPause = 50 * time.Millisecond
 func (r *run) work() {
 	for {
 		r.mu.Lock()
-		n := min(len(r.pending), batchMax)
-		if n == 0 {
+		if len(r.pending) == 0 {
 			r.workers--
 			r.mu.Unlock()
 			return
 		}
-		batch := r.pending[:n:n]
-		r.pending = r.pending[n:]
+		batch := r.take()
 		dirty := r.dirty
 		r.mu.Unlock()
 		if dirty && !r.clean() {
@@ -354,6 +377,27 @@ func (r *run) work() {
 		}
 		r.send(batch)
 	}
+}
+
+// take takes what goes together: each name once, since the requests of a batch do not see each other. r.mu is held.
+func (r *run) take() []*op {
+	names := make(map[string]bool, len(r.pending))
+	batch := make([]*op, 0, min(len(r.pending), batchMax))
+	var rest []*op
+	for i, o := range r.pending {
+		if len(batch) == batchMax {
+			rest = append(rest, r.pending[i:]...)
+			break
+		}
+		if names[o.name] {
+			rest = append(rest, o)
+			continue
+		}
+		names[o.name] = true
+		batch = append(batch, o)
+	}
+	r.pending = rest
+	return batch
 }
 
 // clean undoes what the database did and we do not know of.
@@ -444,14 +488,15 @@ func (r *run) send(batch []*op) {
 		p.NumbersIn = append(p.NumbersIn, o.number)
 	}
 	r.trip.RLock()
-	ctx, stop := context.WithTimeout(r.session.Context(), batchTimeout)
-	row, err := db.New(r.locks.pool).LockBatch(ctx, p)
-	stop()
+	row, err := r.ask(p)
 	r.locks.trips.Add(1)
 	if err == nil && len(row.Statuses) == len(batch) {
 		r.mu.Lock()
 		for i, o := range batch {
-			got := reply{status: row.Statuses[i], number: row.Numbers[i], info: row.Infos[i]}
+			got := reply{status: row.Statuses[i], number: row.Numbers[i]}
+			if i < len(row.Infos) {
+				got.info = row.Infos[i]
+			}
 			if o.kind == opAcquire && got.status == "granted" {
 				r.fresh[got.number] = true
 			} else if o.kind == opAcquire && got.status == "waiting" {
@@ -483,6 +528,28 @@ func (r *run) send(batch []*op) {
 	}
 }
 
+// ask sends a batch. Its context does not end, for pgx would start a goroutine to watch one that may: the session's end breaks the connection.
+func (r *run) ask(p db.LockBatchParams) (row db.LockBatchRow, err error) {
+	conn, err := r.locks.pool.Acquire(r.session.Context())
+	if err != nil {
+		return row, err
+	}
+	defer conn.Release()
+	r.mu.Lock()
+	r.asking[conn] = true
+	ended := r.ended != nil
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		delete(r.asking, conn)
+		r.mu.Unlock()
+	}()
+	if ended {
+		return row, errEnded
+	}
+	return db.New(conn).LockBatch(context.Background(), p)
+}
+
 // unanswered tells that the statement may have committed, since its connection or the server ended.
 func unanswered(err error) bool {
 	code := db.Code(err)
@@ -503,8 +570,7 @@ func (r *run) poll() {
 		r.mu.Unlock()
 		for _, w := range first {
 			ask := &op{kind: opPoll, name: w.name, number: w.id, done: make(chan reply, 1)}
-			r.submit(ask)
-			switch got := <-ask.done; {
+			switch got, _ := r.do(context.Background(), ask); {
 			case got.err != nil:
 			case got.status == "granted":
 				r.granted(w.id, got.number)
