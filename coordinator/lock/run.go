@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -309,8 +310,6 @@ func (r *run) release(ctx context.Context, name string, token int64) error {
 const assertPause = 20 * time.Millisecond
 
 // do sends a request and returns when the reply is there or ctx has ended; then the reply comes into o.done all the same.
-//
-// Who finds a connection free sends what is pending himself, his own request with it: a goroutine in between costs two switches.
 func (r *run) do(ctx context.Context, o *op) (reply, error) {
 	r.mu.Lock()
 	if r.ended != nil {
@@ -318,36 +317,11 @@ func (r *run) do(ctx context.Context, o *op) (reply, error) {
 		return reply{err: errEnded}, nil
 	}
 	r.pending = append(r.pending, o)
-	var batch []*op
-	switch {
-	case r.workers >= connsMax || r.dirty:
-		if r.workers == 0 {
-			r.workers++
-			go r.work()
-		}
-	case ctx.Done() == nil || r.workers == 0:
-		r.workers++
-		batch = r.take()
-	default:
+	if r.workers < connsMax {
 		r.workers++
 		go r.work()
 	}
 	r.mu.Unlock()
-	if batch != nil {
-		r.send(batch)
-		r.mu.Lock()
-		if len(r.pending) > 0 {
-			go r.work()
-		} else {
-			r.workers--
-		}
-		r.mu.Unlock()
-	}
-	select {
-	case got := <-o.done:
-		return got, nil
-	default:
-	}
 	select {
 	case got := <-o.done:
 		return got, nil
@@ -361,6 +335,7 @@ const retryPause = 50 * time.Millisecond
 // work sends what is pending until there is nothing more.
 func (r *run) work() {
 	for {
+		runtime.Gosched() // those that one reply has woken ask together
 		r.mu.Lock()
 		if len(r.pending) == 0 {
 			r.workers--
@@ -476,6 +451,9 @@ func (r *run) back(batch []*op) {
 
 // send sends requests together, and tells each what became of it.
 func (r *run) send(batch []*op) {
+	if len(batch) == 0 { // another was quicker
+		return
+	}
 	p := db.LockBatchParams{Ns: r.locks.conf.Namespace, SessionID: r.session.ID()}
 	for _, o := range batch {
 		mode := o.req.mode
