@@ -102,8 +102,8 @@ func (l *Lease) err() error {
 }
 
 // Release gives the lease back; the last one of its owner gives back the lock, in one round trip, to whoever waits first. The error is ErrReleased if it was released
-// before, ErrLost, ErrForced or ErrExpired if it had been lost by then, and ErrAsserted when ctx ends while a transaction still asserts it: the process then
-// goes on trying by itself. A crash before the reply leaves the lock either released or with the session, which gives it up.
+// before, ErrLost, ErrForced or ErrExpired if it had been lost by then, and ErrAsserted when ctx ends while a transaction still asserts it, or the cause of ctx when
+// it ends before the reply: the process then goes on trying by itself. A crash before the reply leaves the lock either released or with the session, which gives it up.
 func (l *Lease) Release(ctx context.Context) error {
 	l.mu.Lock()
 	if l.over {
@@ -130,6 +130,7 @@ func (h *hold) release(ctx context.Context) error {
 	if !last {
 		return nil
 	}
+	h.locks.tidy(h.owner)
 	if h.ctx.Err() != nil {
 		return context.Cause(h.ctx)
 	}

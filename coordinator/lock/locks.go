@@ -183,7 +183,8 @@ func (l *Locks) acquire(ctx context.Context, name string, req request) (*Lease, 
 			continue // the session was lost; a new one asks again
 		}
 		if err != nil {
-			if _, named := err.(interface{ Is(error) bool }); named {
+			l.tidy(o)
+			if errors.Is(err, ErrHeld) || errors.Is(err, ErrDeadlock) { // they say which
 				return nil, err
 			}
 			return nil, fmt.Errorf("lock %s: %w", name, err)

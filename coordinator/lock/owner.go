@@ -35,6 +35,15 @@ func (l *Locks) ownerOf(ctx context.Context, name string) *owner {
 	return &owner{name: l.prefix + "." + l.next(), holds: map[string]*hold{}}
 }
 
+// tidy forgets a named owner that holds nothing.
+func (l *Locks) tidy(o *owner) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.owners[o.name] == o && !o.holding() {
+		delete(l.owners, o.name)
+	}
+}
+
 // again returns one more lease of what the owner holds alive, if it does.
 func (o *owner) again(ctx context.Context, name, mode string) (*Lease, error) {
 	o.mu.Lock()

@@ -288,8 +288,13 @@ func (r *run) release(ctx context.Context, name string, token int64) error {
 		ask := &op{kind: opRelease, name: name, number: token, done: make(chan reply, 1)}
 		got, err := r.do(ctx, ask)
 		switch {
-		case err != nil:
-			return err // it is on its way
+		case err != nil: // it is on its way, and is seen to its end
+			go func() {
+				if got := <-ask.done; got.status == "asserted" || got.err != nil && !errors.Is(got.err, errEnded) {
+					_ = r.release(r.session.Context(), name, token)
+				}
+			}()
+			return err
 		case errors.Is(got.err, errEnded):
 			return errGone
 		case got.err != nil:
