@@ -22,6 +22,14 @@ func (a *app) printJSON(v any) error {
 	return e.Encode(v)
 }
 
+// checkLimit bounds how many rows a listing may ask for.
+func checkLimit(n int) error {
+	if n < 1 || n > 10_000 {
+		return usagef("--limit %d is outside 1 to 10,000", n)
+	}
+	return nil
+}
+
 // table writes aligned columns.
 type table struct{ w *tabwriter.Writer }
 

@@ -21,8 +21,8 @@ func (*queueListCmd) Help() string {
 
 // Run lists queues.
 func (c *queueListCmd) Run(a *app) error {
-	if c.Limit < 1 || c.Limit > 10_000 {
-		return usagef("--limit %d is outside 1 to 10,000", c.Limit)
+	if err := checkLimit(c.Limit); err != nil {
+		return err
 	}
 	pool, err := a.pool(a.ctx)
 	if err != nil {

@@ -456,9 +456,6 @@ func (r *run) back(batch []*op) {
 
 // send sends requests together, and tells each what became of it.
 func (r *run) send(batch []*op) {
-	if len(batch) == 0 { // another was quicker
-		return
-	}
 	p := db.LockBatchParams{Ns: r.locks.conf.Namespace, SessionID: r.session.ID()}
 	for _, o := range batch {
 		mode := o.req.mode
