@@ -10,6 +10,54 @@ import (
 	"time"
 )
 
+const askLock = `-- name: AskLock :one
+SELECT status::text AS status, coalesce(number, 0)::bigint AS number, coalesce(info, '')::text AS info
+FROM pawl.lock_ask($1::smallint, $2::bigint, $3::text, $4::text, $5::text, CAST($6::text AS pawl.lock_mode), $7::int,
+  $8::boolean, $9::boolean, nullif($10::int, 0), $11::int, $12::bigint)
+`
+
+type AskLockParams struct {
+	Ns        int16
+	SessionID int64
+	Op        string
+	Name      string
+	Owner     string
+	Mode      string
+	Permits   int32
+	Waits     bool
+	Holds     bool
+	HoldMs    int32
+	DelayMs   int32
+	NumberIn  int64
+}
+
+type AskLockRow struct {
+	Status string
+	Number int64
+	Info   string
+}
+
+// number: 0 for none; info: ” for none.
+func (q *Queries) AskLock(ctx context.Context, arg AskLockParams) (AskLockRow, error) {
+	row := q.db.QueryRow(ctx, askLock,
+		arg.Ns,
+		arg.SessionID,
+		arg.Op,
+		arg.Name,
+		arg.Owner,
+		arg.Mode,
+		arg.Permits,
+		arg.Waits,
+		arg.Holds,
+		arg.HoldMs,
+		arg.DelayMs,
+		arg.NumberIn,
+	)
+	var i AskLockRow
+	err := row.Scan(&i.Status, &i.Number, &i.Info)
+	return i, err
+}
+
 const assertLock = `-- name: AssertLock :exec
 SELECT pawl.lock_assert($1::smallint, $2::bigint, $3::text, $4::bigint)
 `

@@ -49,10 +49,8 @@ CREATE INDEX lock_waiter_session ON pawl.lock_waiter (session_id);
 
 -- Ids of states and waiters: drawn under the name's key, so those of a name ascend in the order of what happened.
 CREATE SEQUENCE pawl.lock_id;
--- The low 40 bits of tokens; above them stand timeline + era. era is raised by a rebase, since the timelines of another cluster begin anew.
+-- What tokens are drawn from; the timeline stands above its low 40 bits.
 CREATE SEQUENCE pawl.lock_token;
-CREATE TABLE pawl.lock_era (one boolean PRIMARY KEY DEFAULT true CHECK (one), era bigint NOT NULL);
-INSERT INTO pawl.lock_era (era) VALUES (0);
 
 -- The newest token written to a resource outside; see lock_guard.
 CREATE TABLE pawl.lock_guard (
@@ -77,9 +75,9 @@ CREATE FUNCTION pawl.lock_now(p_ns smallint, p_name text) RETURNS SETOF pawl.loc
 END;
 -- +goose StatementEnd
 
--- The timeline of this server.
+-- The timeline of this server. VOLATILE, as what it calls is: else Postgres would not put it in place of its call, and parse it in each transaction.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.timeline() RETURNS bigint LANGUAGE sql STABLE BEGIN ATOMIC
+CREATE FUNCTION pawl.timeline() RETURNS bigint LANGUAGE sql VOLATILE BEGIN ATOMIC
   SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint;
 END;
 -- +goose StatementEnd
@@ -91,8 +89,7 @@ END;
 CREATE FUNCTION pawl.lock_token_next(p_last bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RETURN greatest(coalesce(p_last, 0) + 1,
-    ((pawl.timeline() + (SELECT e.era FROM pawl.lock_era e WHERE e.one)) << 40) + nextval('pawl.lock_token'));
+  RETURN greatest(p_last + 1, (pawl.timeline() << 40) + nextval('pawl.lock_token'));
 END $$;
 -- +goose StatementEnd
 
@@ -233,181 +230,216 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Does what the requests of one session ask for, in one transaction that commits synchronously if it grants anything. Parallel arrays, one request a position and
--- a name once:
+-- The lock for a living session if it is free: how far waiters were served, and the newest token. Nobody waits for a free lock.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_free(p_ns smallint, p_session bigint, p_name text) RETURNS TABLE (served bigint, token bigint) LANGUAGE sql STABLE BEGIN ATOMIC
+  SELECT coalesce(y.served, 0), coalesce(y.token, 0)
+  FROM (VALUES (1)) one
+  LEFT JOIN LATERAL (SELECT x.* FROM pawl.lock_state x WHERE x.key = pawl.lock_key(p_ns, p_name) ORDER BY x.id DESC LIMIT 1) y ON true
+  WHERE EXISTS (SELECT FROM pawl.session z WHERE z.ns = p_ns AND z.id = p_session AND z.ended_at IS NULL)
+    AND (y.key IS NULL OR y.holders = '{}' AND y.free_at IS NULL AND y.name = p_name AND y.ns = p_ns);
+END;
+-- +goose StatementEnd
+
+-- The lock if a living session alone holds it under this token, and nobody waits.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_sole(p_ns smallint, p_session bigint, p_name text, p_token bigint) RETURNS TABLE (served bigint, mode pawl.lock_mode) LANGUAGE sql STABLE BEGIN ATOMIC
+  SELECT y.served, y.mode
+  FROM (SELECT x.* FROM pawl.lock_state x WHERE x.key = pawl.lock_key(p_ns, p_name) ORDER BY x.id DESC LIMIT 1) y
+  WHERE EXISTS (SELECT FROM pawl.session z WHERE z.ns = p_ns AND z.id = p_session AND z.ended_at IS NULL)
+    AND cardinality(y.holders) = 1 AND (y.holders[1]).token = p_token AND (y.holders[1]).session_id = p_session AND y.token = p_token AND y.free_at IS NULL
+    AND y.name = p_name AND y.ns = p_ns AND NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = y.key AND w.id > y.served);
+END;
+-- +goose StatementEnd
+
+-- Does what a request of a session asks for:
 --   acquire   granted (token) | waiting (number: the waiter) | held (by whom) | deadlock (the ring)
---   release   released | asserted (an open transaction asserts this grant: wait for it, then ask again) | gone (it was lost before); p_numbers: the token
---   poll      granted (token, info: ms left of a maximum hold) | waiting | gone; p_numbers: the waiter. Also does what time has made due.
---   cancel    cancelled | granted (token: it came first); p_numbers: the waiter
--- p_waits: whether acquire waits; p_holds: whether its owner holds other locks, so that a ring may form. Must be a READ COMMITTED transaction of its own.
--- Raises PW004 when the session has ended.
+--   release   released | asserted (an open transaction asserts this grant: wait for it, then ask again) | gone (it was lost before); p_number: the token
+--   poll      granted (token, info: ms left of a maximum hold) | waiting | gone; p_number: the waiter. Also does what time has made due.
+--   cancel    cancelled | granted (token: it came first); p_number: the waiter
+-- p_waits: whether acquire waits; p_holds: whether its owner holds other locks, so that a ring may form. The transaction commits synchronously if it granted
+-- anything. Must be a READ COMMITTED transaction of its own. Raises PW004 when the session has ended.
+-- A free lock, and a release that nobody waits for, take one statement; most ask for these.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_ask(p_ns smallint, p_session bigint, p_op text, p_name text, p_owner text, p_mode pawl.lock_mode, p_permits int,
+  p_waits boolean, p_holds boolean, p_hold_ms int, p_delay_ms int, p_number bigint, OUT status text, OUT number bigint, OUT info text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '5s' AS $$
+DECLARE
+  c_key CONSTANT bigint := pawl.lock_key(p_ns, p_name);
+  s        pawl.lock_state;
+  h        pawl.lock_holder;
+  v_what   text;
+  v_grants int := 0;
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    PERFORM pawl.require_read_committed();
+  END IF;
+  PERFORM pg_advisory_xact_lock(c_key), pg_advisory_xact_lock_shared(pawl.session_key(p_session));
+  IF p_op = 'acquire' THEN
+    INSERT INTO pawl.lock_state (key, id, ns, name, at, what, token, served, mode, holders, granted_to)
+      SELECT c_key, nextval('pawl.lock_id'), p_ns, p_name, n.at, 'granted', n.token, n.served, p_mode,
+        ARRAY[ROW(p_session, n.token, p_owner, n.at, n.at + p_hold_ms * interval '1 ms', p_delay_ms, NULL)::pawl.lock_holder], p_session
+      FROM (
+        SELECT f.served, greatest(f.token + 1, (pawl.timeline() << 40) + nextval('pawl.lock_token')) AS token, clock_timestamp() AS at  -- lock_token_next, in place
+        FROM pawl.lock_free(p_ns, p_session, p_name) f OFFSET 0) n
+      RETURNING 'granted', token INTO status, number;
+  ELSIF p_op = 'release' THEN
+    INSERT INTO pawl.lock_state (key, id, ns, name, at, what, token, served, mode, holders)
+      SELECT c_key, nextval('pawl.lock_id'), p_ns, p_name, clock_timestamp(), 'released', p_number, f.served, f.mode, '{}'
+      FROM pawl.lock_sole(p_ns, p_session, p_name, p_number) f WHERE pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_name, p_number))
+      RETURNING set_config('synchronous_commit', 'off', true), 'released' INTO info, status;
+    info := NULL;
+  END IF;
+  IF status IS NOT NULL THEN
+    RETURN;
+  END IF;
+
+  IF NOT EXISTS (SELECT FROM pawl.session z WHERE z.ns = p_ns AND z.id = p_session AND z.ended_at IS NULL) THEN
+    RAISE EXCEPTION 'pawl: session % has ended', p_session USING ERRCODE = 'PW004';
+  END IF;
+  SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_name) x;
+  IF s.key IS NULL THEN
+    s := ROW(c_key, 0, p_ns, p_name, NULL, NULL, 0, 0, p_mode, '{}', NULL, NULL, NULL)::pawl.lock_state;
+  ELSIF s.name <> p_name OR s.ns <> p_ns THEN
+    RAISE EXCEPTION 'pawl: lock names % and % have the same hash', s.name, p_name USING ERRCODE = '22023', HINT = 'Rename one of them.';
+  ELSIF p_op <> 'release' THEN
+    s := pawl.lock_reap(s);
+    v_what := coalesce(s.what, CASE WHEN s.free_at <= clock_timestamp() THEN 'passed' END);
+    IF v_what IS NOT NULL OR p_op = 'poll' THEN  -- who waits first may be gone
+      v_grants := pawl.lock_serve(s, v_what);
+      SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_name) x;
+    END IF;
+  END IF;
+
+  IF p_op = 'acquire' THEN
+    IF s.free_at IS NULL AND pawl.lock_fits(s, p_mode, p_permits, p_owner)
+        AND (NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = c_key AND w.id > s.served)
+          OR (SELECT bool_or(x.owner = p_owner) FROM unnest(s.holders) x)) THEN
+      s.token := pawl.lock_token_next(s.token);
+      s.mode := CASE WHEN cardinality(s.holders) = 0 THEN p_mode ELSE s.mode END;
+      s.holders := s.holders || ROW(p_session, s.token, p_owner, clock_timestamp(), clock_timestamp() + p_hold_ms * interval '1 ms', p_delay_ms, NULL)::pawl.lock_holder;
+      PERFORM pawl.lock_append(s, 'granted', p_session, NULL);
+      v_grants := v_grants + 1;
+      status := 'granted';
+      number := s.token;
+    ELSIF NOT p_waits THEN
+      status := 'held';
+      info := pawl.lock_who(s);
+    ELSE
+      number := nextval('pawl.lock_id');
+      IF p_holds THEN
+        PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, ''));  -- one at a time: two that wait for each other must not miss each other
+        info := pawl.lock_ring(p_ns, p_owner, p_name, number);
+      END IF;
+      IF info IS NOT NULL THEN
+        status := 'deadlock';
+        number := NULL;
+      ELSE
+        INSERT INTO pawl.lock_waiter (key, id, ns, name, session_id, owner, mode, permits, hold_ms, delay_ms, at)
+          VALUES (c_key, number, p_ns, p_name, p_session, p_owner, p_mode, p_permits, p_hold_ms, p_delay_ms, clock_timestamp());
+        status := 'waiting';
+      END IF;
+    END IF;
+
+  ELSIF p_op = 'release' THEN
+    status := 'gone';
+    FOREACH h IN ARRAY s.holders LOOP
+      IF h.session_id = p_session AND h.token = p_number THEN
+        IF pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_name, h.token)) THEN
+          s.holders := array_remove(s.holders, h);
+          v_grants := pawl.lock_serve(s, 'released');
+          status := 'released';
+        ELSE
+          status := 'asserted';
+        END IF;
+      END IF;
+    END LOOP;
+
+  ELSE  -- poll, cancel
+    status := CASE WHEN s.served >= p_number THEN 'gone' ELSE 'waiting' END;
+    FOREACH h IN ARRAY s.holders LOOP
+      IF h.waiter = p_number AND h.session_id = p_session THEN
+        status := 'granted';
+        number := h.token;
+        info := extract(epoch FROM h.until - clock_timestamp()) * 1000;
+      END IF;
+    END LOOP;
+    IF status = 'waiting' AND p_op = 'cancel' THEN
+      DELETE FROM pawl.lock_waiter w WHERE w.key = c_key AND w.id = p_number AND w.session_id = p_session;
+      v_grants := v_grants + pawl.lock_serve(s, NULL);  -- others may have waited behind it alone
+      status := 'cancelled';
+    ELSIF status = 'waiting' AND NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = c_key AND w.id = p_number) THEN
+      status := 'gone';
+    END IF;
+  END IF;
+  IF v_grants = 0 THEN
+    PERFORM set_config('synchronous_commit', 'off', true);
+  END IF;
+END $$;
+-- +goose StatementEnd
+
+-- lock_ask for several requests, each of another name, that commit together. The arrays are parallel. Free locks, and releases that nobody waits for, take one
+-- statement together: 20 µs each, where one by one they take 50.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.lock_batch(p_ns smallint, p_session bigint, p_ops text[], p_names text[], p_owners text[], p_modes pawl.lock_mode[], p_permits int[],
   p_waits boolean[], p_holds boolean[], p_hold_ms int[], p_delay_ms int[], p_numbers bigint[],
   OUT statuses text[], OUT numbers bigint[], OUT infos text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '5s' AS $$
 DECLARE
-  s        pawl.lock_state;
-  h        pawl.lock_holder;
-  v_key    bigint;
-  v_op     text;
-  v_status text;
-  v_number bigint;
-  v_info   text;
-  v_what   text;
-  v_grants int;
-  v_done   int;
-  v_since  timestamptz;
-  v_new    boolean;
+  c_sync CONSTANT text := current_setting('synchronous_commit');
+  r          record;
+  v_names    text[];    -- granted together
+  v_tokens   bigint[];  -- of these
+  v_returned text[];    -- released together
+  v_at       int;
+  v_sync     boolean := false;
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     PERFORM pawl.require_read_committed();
   END IF;
-  IF cardinality(p_names) = 1 THEN
-    PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, p_names[1]));
-  ELSE
-    FOR v_key IN SELECT DISTINCT pawl.lock_key(p_ns, n) AS k FROM unnest(p_names) n ORDER BY k LOOP
-      PERFORM pg_advisory_xact_lock(v_key);
-    END LOOP;
-  END IF;
+  PERFORM pg_advisory_xact_lock(o.k) FROM (SELECT DISTINCT pawl.lock_key(p_ns, n) AS k FROM unnest(p_names) n ORDER BY k) o;
   PERFORM pg_advisory_xact_lock_shared(pawl.session_key(p_session));
-
-  -- What most ask for goes in one statement: a free lock, and the release of one that nobody waits for. The rest one by one.
-  WITH o AS MATERIALIZED (
-    SELECT t.*, pawl.lock_key(p_ns, t.name) AS key
-    FROM ROWS FROM (unnest(p_ops), unnest(p_names), unnest(p_owners), unnest(p_modes), unnest(p_hold_ms), unnest(p_delay_ms), unnest(p_numbers))
-      WITH ORDINALITY t(op, name, owner, mode, hold_ms, delay_ms, number, i)
-  ), n AS (
-    INSERT INTO pawl.lock_state (key, id, ns, name, at, what, token, served, mode, holders, granted_to)
-      SELECT c.key, nextval('pawl.lock_id'), p_ns, c.name, c.at, c.what, c.token, c.served, c.mode,
-        CASE WHEN c.grants THEN ARRAY[ROW(p_session, c.token, c.owner, c.at, c.at + c.hold_ms * interval '1 ms', c.delay_ms, NULL)::pawl.lock_holder] ELSE '{}' END,
-        CASE WHEN c.grants THEN p_session END
-      FROM (
-        SELECT o.key, o.name, o.owner, o.hold_ms, o.delay_ms, o.mode, clock_timestamp() AS at, coalesce(y.served, 0) AS served, o.op = 'acquire' AS grants,
-          CASE o.op WHEN 'acquire' THEN 'granted' ELSE 'released' END AS what,
-          CASE o.op WHEN 'acquire' THEN greatest(coalesce(y.token, 0) + 1, (SELECT (pawl.timeline() + e.era) << 40 FROM pawl.lock_era e WHERE e.one) + nextval('pawl.lock_token'))
-            ELSE y.token END AS token
-        FROM o
-        LEFT JOIN LATERAL (
-          SELECT x.name, x.ns, x.token, x.served, x.holders, x.free_at FROM pawl.lock_state x WHERE x.key = o.key ORDER BY x.id DESC LIMIT 1) y ON true
-        WHERE (y.name IS NULL OR y.name = o.name AND y.ns = p_ns) AND y.free_at IS NULL
-          AND CASE o.op
-            WHEN 'acquire' THEN y.name IS NULL OR cardinality(y.holders) = 0
-            WHEN 'release' THEN cardinality(y.holders) = 1 AND y.holders[1].token = o.number AND y.holders[1].session_id = p_session
-              AND NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = o.key AND w.id > y.served)
-              AND pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, o.name, o.number))
-            ELSE false END
-          AND EXISTS (SELECT FROM pawl.session z WHERE z.ns = p_ns AND z.id = p_session AND z.ended_at IS NULL)
-        OFFSET 0) c
-    RETURNING key, what, token
-  )
-  SELECT array_agg(n.what ORDER BY o.i), array_agg(CASE WHEN n.what = 'granted' THEN n.token END ORDER BY o.i), count(*) FILTER (WHERE n.what = 'granted'), count(n.key)
-    INTO statuses, numbers, v_grants, v_done FROM o LEFT JOIN n ON n.key = o.key;
-
-  IF v_done < cardinality(p_names) THEN
-    IF NOT EXISTS (SELECT FROM pawl.session z WHERE z.ns = p_ns AND z.id = p_session AND z.ended_at IS NULL) THEN
-      RAISE EXCEPTION 'pawl: session % has ended', p_session USING ERRCODE = 'PW004';
-    END IF;
-    IF true = ANY (p_holds) THEN
-      PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, ''));  -- one at a time: two that wait for each other must not miss each other
-    END IF;
-    FOR i IN 1 .. cardinality(p_names) LOOP
-      CONTINUE WHEN statuses[i] IS NOT NULL;
-      v_op := p_ops[i];
-      v_number := NULL;
-      v_info := NULL;
-      v_what := NULL;
-      SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_names[i]) x;
-      v_new := NOT FOUND;
-      IF v_new THEN
-        s := ROW(pawl.lock_key(p_ns, p_names[i]), 0, p_ns, p_names[i], NULL, NULL, 0, 0, 'exclusive', '{}', NULL, NULL, NULL)::pawl.lock_state;
-      ELSIF s.name <> p_names[i] OR s.ns <> p_ns THEN
-        RAISE EXCEPTION 'pawl: lock names % and % have the same hash', s.name, p_names[i] USING ERRCODE = '22023', HINT = 'Rename one of them.';
-      ELSIF v_op <> 'release' AND (cardinality(s.holders) > 0 OR s.free_at IS NOT NULL) THEN
-        IF cardinality(s.holders) > 0 THEN
-          s := pawl.lock_reap(s);
-          v_what := s.what;
-        END IF;
-        IF v_what IS NOT NULL OR s.free_at <= clock_timestamp() OR v_op = 'poll' THEN  -- who waits first may be gone
-          v_grants := v_grants + pawl.lock_serve(s, v_what);
-          SELECT x.* INTO s FROM pawl.lock_now(p_ns, p_names[i]) x;
-        END IF;
-      END IF;
-
-      IF v_op = 'acquire' THEN
-        IF s.free_at IS NULL AND (v_new OR cardinality(s.holders) = 0 AND v_what IS NULL OR pawl.lock_fits(s, p_modes[i], p_permits[i], p_owners[i])
-            AND (NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = s.key AND w.id > s.served)
-              OR (SELECT bool_or(x.owner = p_owners[i]) FROM unnest(s.holders) x))) THEN
-          v_since := clock_timestamp();
-          s.token := pawl.lock_token_next(s.token);
-          s.mode := CASE WHEN cardinality(s.holders) = 0 THEN p_modes[i] ELSE s.mode END;
-          s.holders := s.holders || ROW(p_session, s.token, p_owners[i], v_since, v_since + p_hold_ms[i] * interval '1 ms', p_delay_ms[i], NULL)::pawl.lock_holder;
-          PERFORM pawl.lock_append(s, 'granted', p_session, NULL);
-          v_grants := v_grants + 1;
-          v_status := 'granted';
-          v_number := s.token;
-        ELSIF NOT p_waits[i] THEN
-          v_status := 'held';
-          v_info := pawl.lock_who(s);
-        ELSE
-          v_number := nextval('pawl.lock_id');
-          IF p_holds[i] THEN
-            v_info := pawl.lock_ring(p_ns, p_owners[i], p_names[i], v_number);
-          END IF;
-          IF v_info IS NOT NULL THEN
-            v_status := 'deadlock';
-            v_number := NULL;
-          ELSE
-            INSERT INTO pawl.lock_waiter (key, id, ns, name, session_id, owner, mode, permits, hold_ms, delay_ms, at)
-              VALUES (s.key, v_number, p_ns, p_names[i], p_session, p_owners[i], p_modes[i], p_permits[i], p_hold_ms[i], p_delay_ms[i], clock_timestamp());
-            IF v_new THEN
-              PERFORM pawl.lock_append(s, 'passed', NULL, NULL);
-            END IF;
-            v_status := 'waiting';
-          END IF;
-        END IF;
-
-      ELSIF v_op = 'release' THEN
-        v_status := 'gone';
-        FOREACH h IN ARRAY s.holders LOOP
-          IF h.session_id = p_session AND h.token = p_numbers[i] THEN
-            IF pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_names[i], h.token)) THEN
-              s.holders := array_remove(s.holders, h);
-              v_grants := v_grants + pawl.lock_serve(s, 'released');
-              v_status := 'released';
-            ELSE
-              v_status := 'asserted';
-            END IF;
-          END IF;
-        END LOOP;
-
-      ELSE  -- poll, cancel
-        v_status := CASE WHEN s.served >= p_numbers[i] THEN 'gone' ELSE 'waiting' END;
-        FOREACH h IN ARRAY s.holders LOOP
-          IF h.waiter = p_numbers[i] AND h.session_id = p_session THEN
-            v_status := 'granted';
-            v_number := h.token;
-            v_info := extract(epoch FROM h.until - clock_timestamp()) * 1000;
-          END IF;
-        END LOOP;
-        IF v_status = 'waiting' AND v_op = 'cancel' THEN
-          DELETE FROM pawl.lock_waiter w WHERE w.key = s.key AND w.id = p_numbers[i] AND w.session_id = p_session;
-          v_grants := v_grants + pawl.lock_serve(s, NULL);  -- others may have waited behind it alone
-          v_status := 'cancelled';
-        ELSIF v_status = 'waiting' AND NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = s.key AND w.id = p_numbers[i]) THEN
-          v_status := 'gone';
-        END IF;
-      END IF;
-      statuses[i] := v_status;
-      numbers[i] := v_number;
-      infos[i] := v_info;
-    END LOOP;
+  IF 'acquire' = ANY (p_ops) THEN
+    WITH n AS (
+      INSERT INTO pawl.lock_state (key, id, ns, name, at, what, token, served, mode, holders, granted_to)
+        SELECT pawl.lock_key(p_ns, p_names[g.i]), nextval('pawl.lock_id'), p_ns, p_names[g.i], g.at, 'granted', g.token, g.served, p_modes[g.i],
+          ARRAY[ROW(p_session, g.token, p_owners[g.i], g.at, g.at + p_hold_ms[g.i] * interval '1 ms', p_delay_ms[g.i], NULL)::pawl.lock_holder], p_session
+        FROM (
+          SELECT i, f.served, greatest(f.token + 1, (pawl.timeline() << 40) + nextval('pawl.lock_token')) AS token, clock_timestamp() AS at
+          FROM generate_subscripts(p_names, 1) i CROSS JOIN LATERAL pawl.lock_free(p_ns, p_session, p_names[i]) f
+          WHERE p_ops[i] = 'acquire' OFFSET 0) g
+        RETURNING name, token)
+    SELECT array_agg(n.name), array_agg(n.token) INTO v_names, v_tokens FROM n;
+    v_sync := v_names IS NOT NULL;
   END IF;
-  IF v_grants = 0 THEN
-    PERFORM set_config('synchronous_commit', 'off', true);
-  ELSIF current_setting('synchronous_commit') = 'off' THEN
-    PERFORM set_config('synchronous_commit', 'on', true);
+  IF 'release' = ANY (p_ops) THEN
+    WITH n AS (
+      INSERT INTO pawl.lock_state (key, id, ns, name, at, what, token, served, mode, holders)
+        SELECT pawl.lock_key(p_ns, p_names[i]), nextval('pawl.lock_id'), p_ns, p_names[i], clock_timestamp(), 'released', p_numbers[i], f.served, f.mode, '{}'
+        FROM generate_subscripts(p_names, 1) i CROSS JOIN LATERAL pawl.lock_sole(p_ns, p_session, p_names[i], p_numbers[i]) f
+        WHERE p_ops[i] = 'release' AND pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_names[i], p_numbers[i]))
+        RETURNING name)
+    SELECT array_agg(n.name) INTO v_returned FROM n;
   END IF;
+  FOR i IN 1 .. cardinality(p_names) LOOP
+    v_at := array_position(v_names, p_names[i]);
+    IF v_at IS NOT NULL THEN
+      statuses[i] := 'granted';
+      numbers[i] := v_tokens[v_at];
+    ELSIF p_names[i] = ANY (v_returned) THEN
+      statuses[i] := 'released';
+      numbers[i] := NULL;
+    ELSE
+      PERFORM set_config('synchronous_commit', c_sync, true);
+      SELECT * INTO r FROM pawl.lock_ask(p_ns, p_session, p_ops[i], p_names[i], p_owners[i], p_modes[i], p_permits[i], p_waits[i], p_holds[i], p_hold_ms[i],
+        p_delay_ms[i], p_numbers[i]);
+      statuses[i] := r.status;
+      numbers[i] := r.number;
+      infos[i] := r.info;
+      v_sync := v_sync OR current_setting('synchronous_commit') <> 'off';
+    END IF;
+  END LOOP;
+  PERFORM set_config('synchronous_commit', CASE WHEN v_sync THEN c_sync ELSE 'off' END, true);
 END $$;
 -- +goose StatementEnd
 
@@ -527,13 +559,13 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Raises the era, if need be, above every token there is: the timelines of this cluster may be lower than those of the one the rows come from.
+-- Raises the sequence of tokens above all that were drawn where the rows come from: there may have been more than they tell, and the timelines of this cluster
+-- may be lower by up to 1,000.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.lock_rebase() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  UPDATE pawl.lock_era e SET era = m.top + 1 - pawl.timeline()
-    FROM (SELECT max(s.token) >> 40 AS top FROM pawl.lock_state s) m WHERE e.one AND m.top + 1 - pawl.timeline() > e.era AND m.top > e.era + pawl.timeline();
+  PERFORM setval('pawl.lock_token', greatest(t.last_value, (SELECT max(s.token) FROM pawl.lock_state s)) + (1::bigint << 50)) FROM pawl.lock_token t;
 END $$;
 -- +goose StatementEnd
 
@@ -578,8 +610,8 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.sweep_locks, pawl.lock_rebase, pawl.lock_force, pawl.lock_resync, pawl.lock_guard_check, pawl.lock_assert, pawl.lock_who, pawl.lock_batch,
+DROP FUNCTION pawl.sweep_locks, pawl.lock_rebase, pawl.lock_force, pawl.lock_resync, pawl.lock_guard_check, pawl.lock_assert, pawl.lock_who, pawl.lock_batch, pawl.lock_ask, pawl.lock_sole, pawl.lock_free,
   pawl.lock_ring, pawl.lock_reap, pawl.lock_serve, pawl.lock_append, pawl.lock_fits, pawl.lock_token_next, pawl.timeline, pawl.lock_now, pawl.lock_grant_key, pawl.lock_key;
-DROP TABLE pawl.lock_guard, pawl.lock_era, pawl.lock_waiter, pawl.lock_state;
+DROP TABLE pawl.lock_guard, pawl.lock_waiter, pawl.lock_state;
 DROP SEQUENCE pawl.lock_token, pawl.lock_id;
 DROP TYPE pawl.lock_holder, pawl.lock_mode;

@@ -1,3 +1,9 @@
+-- name: AskLock :one
+-- number: 0 for none; info: '' for none.
+SELECT status::text AS status, coalesce(number, 0)::bigint AS number, coalesce(info, '')::text AS info
+FROM pawl.lock_ask(@ns::smallint, @session_id::bigint, @op::text, @name::text, @owner::text, CAST(@mode::text AS pawl.lock_mode), @permits::int,
+  @waits::boolean, @holds::boolean, nullif(@hold_ms::int, 0), @delay_ms::int, @number_in::bigint);
+
 -- name: LockBatch :one
 -- numbers: 0 for none; infos: NULL, or one for each.
 SELECT statuses::text[] AS statuses, array_replace(numbers, NULL, 0)::bigint[] AS numbers, array_replace(infos, NULL, '')::text[] AS infos

@@ -89,7 +89,7 @@ func copyAll(ctx context.Context, from, to *pgxpool.Pool) error {
 	if err != nil {
 		return err
 	}
-	if _, err := target.Exec(ctx, "DELETE FROM pawl.namespace; DELETE FROM pawl.lock_era"); err != nil {
+	if _, err := target.Exec(ctx, "DELETE FROM pawl.namespace"); err != nil {
 		return err
 	}
 	for _, table := range tables {

@@ -488,6 +488,30 @@ func TestDeath(t *testing.T) {
 	}
 }
 
+// Once its delay is over a lock is free, though nobody waited and no sweep came by.
+func TestDelay_over(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	a, b := open(t, pool, lock.Config{}), open(t, pool, lock.Config{})
+	ctx := bounded(t)
+	lease := acquire(t, a, ctx, "x", lock.DelayAfterLoss(100*time.Millisecond))
+	if _, err := pool.Exec(ctx, "SELECT pawl.session_end(1::smallint, $1, 'test')", a.SessionID()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.TryAcquire(ctx, "x"); !errors.Is(err, lock.ErrHeld) {
+		t.Errorf("during the delay: got %v, want ErrHeld", err)
+	}
+	until(t, pool, "the delay over", "SELECT bool_or(free_at <= clock_timestamp()) FROM pawl.lock_state")
+	next, err := b.TryAcquire(ctx, "x")
+	if err != nil {
+		t.Fatalf("after the delay: %v", err)
+	}
+	if next.Token() <= lease.Token() {
+		t.Errorf("got token %d after %d", next.Token(), lease.Token())
+	}
+	release(t, next)
+}
+
 func TestForce(t *testing.T) {
 	t.Parallel()
 	pool := dbtest.New(t)
@@ -622,12 +646,15 @@ func TestTokensRise(t *testing.T) {
 	exec("DELETE FROM pawl.lock_state")
 	next("history removed")
 	// As if the cluster it comes from had been at timeline 7.
-	exec("UPDATE pawl.lock_era SET era = 6")
+	timeline := "CREATE OR REPLACE FUNCTION pawl.timeline() RETURNS bigint LANGUAGE sql STABLE BEGIN ATOMIC SELECT %d::bigint; END"
+	exec(fmt.Sprintf(timeline, 7))
 	next("higher timeline")
-	exec("UPDATE pawl.lock_era SET era = 0")
+	exec(fmt.Sprintf(timeline, 1))
 	next("lower timeline, history kept")
 	exec("SELECT pawl.rebase(1::smallint); DELETE FROM pawl.lock_state")
 	next("lower timeline, history removed after the rebase")
+	exec("SELECT pawl.rebase(1::smallint)")
+	next("rebased once more, without any history")
 }
 
 // The sweep leaves of each lock what counts, and nothing of one that has been free for long.

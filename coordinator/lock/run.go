@@ -1,27 +1,29 @@
 package lock
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/session"
 	"github.com/pawl-dev/pawl/db"
 )
 
 var (
-	errEnded = errors.New("lock: the session has ended")
-	errGone  = errors.New("lock: the grant is gone")
+	errEnded     = errors.New("lock: the session has ended")
+	errGone      = errors.New("lock: the grant is gone")
+	errAbandoned = errors.New("lock: its caller has gone")
 )
 
-// The requests of pawl.lock_batch.
+// The requests of pawl.lock_ask.
 const (
 	opAcquire = "acquire"
 	opRelease = "release"
@@ -39,8 +41,8 @@ type op struct {
 	holds  bool
 	number int64
 
-	again bool // it was asked before and the reply was lost; what that did has been undone
-	done  chan reply
+	born int // how often the run had resynced when it began: what was done before the last time has been undone
+	done chan reply
 }
 
 type reply struct {
@@ -58,31 +60,36 @@ type waiting struct {
 	got  chan int64 // the token, 0: it is gone
 }
 
-// run is what one session does. Requests gather while others are under way, and go together: those of one moment share a statement and its commit.
+// run is what one session does. A request that finds a connection free is sent by its own goroutine. Those that come meanwhile gather, and go together: they share
+// a statement and its commit.
 type run struct {
 	locks   *Locks
 	session *session.Session
+	ctx     context.Context // ends with the run
+	cancel  context.CancelFunc
 
 	mu      sync.Mutex
 	pending []*op
-	workers int
+	sending int  // statements under way, at most connsMax
+	crowded bool // the last one carried several requests
+	resyncs int
 	ended   error
 	holds   map[int64]*hold // by token
 	waits   map[int64]*waiting
 	early   map[int64]int64 // grants that were hinted before the reply that names their wait
-	asking  map[*pgxpool.Conn]bool
-	fresh   map[int64]bool // tokens that are on their way to who asked
-	dirty   bool           // a reply was lost: the database may hold what we do not know of
+	fresh   map[int64]bool  // tokens that are on their way to who asked
+	dirty   bool            // a reply was lost: the database may hold what we do not know of
 
 	trip sync.RWMutex // held alone by a resync
 }
 
 func newRun(l *Locks) *run {
-	return &run{locks: l, holds: map[int64]*hold{}, waits: map[int64]*waiting{}, early: map[int64]int64{}, fresh: map[int64]bool{}, asking: map[*pgxpool.Conn]bool{}}
+	return &run{locks: l, holds: map[int64]*hold{}, waits: map[int64]*waiting{}, early: map[int64]int64{}, fresh: map[int64]bool{}}
 }
 
 func (r *run) start(s *session.Session) {
 	r.session = s
+	r.ctx, r.cancel = context.WithCancel(s.Context())
 	context.AfterFunc(s.Context(), func() { r.end(ErrLost) })
 	go r.poll()
 }
@@ -97,10 +104,8 @@ func (r *run) end(cause error) {
 	r.ended = cause
 	pending, holds, waits := r.pending, r.holds, r.waits
 	r.pending, r.holds, r.waits = nil, map[int64]*hold{}, map[int64]*waiting{}
-	for conn := range r.asking {
-		_ = conn.Conn().PgConn().Conn().SetDeadline(time.Unix(1, 0))
-	}
 	r.mu.Unlock()
+	r.cancel()
 	for _, h := range holds {
 		h.end(cause)
 	}
@@ -283,9 +288,11 @@ func (r *run) hold(o *owner, name string, req request, token int64, asked time.T
 func (r *run) release(ctx context.Context, name string, token int64) error {
 	r.mu.Lock()
 	delete(r.fresh, token)
+	delete(r.holds, token) // from now on a resync gives it up too
+	born := r.resyncs
 	r.mu.Unlock()
 	for {
-		ask := &op{kind: opRelease, name: name, number: token, done: make(chan reply, 1)}
+		ask := &op{kind: opRelease, name: name, number: token, born: born, done: make(chan reply, 1)}
 		got, err := r.do(ctx, ask)
 		switch {
 		case err != nil: // it is on its way, and is seen to its end
@@ -299,7 +306,7 @@ func (r *run) release(ctx context.Context, name string, token int64) error {
 			return errGone
 		case got.err != nil:
 			return got.err
-		case got.status == "released" || got.status == "gone" && ask.again:
+		case got.status == "released" || got.status == "gone" && r.resynced(born):
 			return nil
 		case got.status == "gone":
 			return errGone
@@ -314,19 +321,41 @@ func (r *run) release(ctx context.Context, name string, token int64) error {
 // assertPause is how often a release looks whether the transaction that asserts the grant has ended.
 const assertPause = 20 * time.Millisecond
 
-// do sends a request and returns when the reply is there or ctx has ended; then the reply comes into o.done all the same.
+// resynced tells whether the run has resynced since then.
+func (r *run) resynced(born int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.resyncs != born
+}
+
+// do sees to a request and returns when the reply is there or ctx has ended; then a reply comes into o.done all the same.
 func (r *run) do(ctx context.Context, o *op) (reply, error) {
 	r.mu.Lock()
 	if r.ended != nil {
 		r.mu.Unlock()
 		return reply{err: errEnded}, nil
 	}
-	r.pending = append(r.pending, o)
-	if r.workers < connsMax {
-		r.workers++
-		go r.work()
+	alone := r.sending < connsMax && !r.crowded && len(r.pending) == 0 && !r.dirty
+	if alone {
+		r.sending++
+	} else {
+		r.pending = append(r.pending, o)
+		r.sendPending()
 	}
 	r.mu.Unlock()
+	if alone {
+		r.send(ctx, []*op{o})
+		r.next()
+	}
+	select {
+	case got := <-o.done:
+		if errors.Is(got.err, errAbandoned) {
+			o.done <- got
+			return reply{}, context.Cause(ctx)
+		}
+		return got, nil
+	default:
+	}
 	select {
 	case got := <-o.done:
 		return got, nil
@@ -337,46 +366,56 @@ func (r *run) do(ctx context.Context, o *op) (reply, error) {
 
 const retryPause = 50 * time.Millisecond
 
-// work sends what is pending until there is nothing more.
-func (r *run) work() {
-	for {
-		runtime.Gosched() // those that one reply has woken ask together
-		r.mu.Lock()
-		if len(r.pending) == 0 {
-			r.workers--
-			r.mu.Unlock()
-			return
-		}
-		batch := r.take()
-		dirty := r.dirty
-		r.mu.Unlock()
-		if dirty && !r.clean() {
-			r.back(batch)
-			pause(r.session.Context(), retryPause)
-			continue
-		}
-		r.send(batch)
+// sendPending sends what has gathered, if nothing is under way; r.mu is held. One statement at a time: those that its reply wakes then ask together.
+func (r *run) sendPending() {
+	if r.sending == 0 && r.ended == nil && (r.dirty || len(r.pending) > 0) {
+		r.sending++
+		go r.work()
 	}
 }
 
-// take takes what goes together: each name once, since the requests of a batch do not see each other. r.mu is held.
+// next ends a statement.
+func (r *run) next() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sending--
+	r.sendPending()
+}
+
+// work sends what has gathered.
+func (r *run) work() {
+	defer r.next()
+	runtime.Gosched() // let those ask that the last reply has woken
+	r.mu.Lock()
+	dirty := r.dirty
+	r.mu.Unlock()
+	if dirty && !r.clean() {
+		pause(r.ctx, retryPause)
+		return
+	}
+	r.mu.Lock()
+	batch := r.take()
+	r.mu.Unlock()
+	if len(batch) > 0 {
+		r.send(r.ctx, batch)
+	}
+}
+
+// take takes what goes together: the releases, which mostly do not wait for the disk, or else all. Each name once, since the requests of a batch do not see each
+// other. r.mu is held.
 func (r *run) take() []*op {
+	releases := slices.ContainsFunc(r.pending, func(o *op) bool { return o.kind == opRelease })
 	names := make(map[string]bool, len(r.pending))
-	batch := make([]*op, 0, min(len(r.pending), batchMax))
-	var rest []*op
-	for i, o := range r.pending {
-		if len(batch) == batchMax {
-			rest = append(rest, r.pending[i:]...)
-			break
-		}
-		if names[o.name] {
+	var batch, rest []*op
+	for _, o := range r.pending {
+		if len(batch) == batchMax || names[o.name] || releases && o.kind != opRelease {
 			rest = append(rest, o)
 			continue
 		}
 		names[o.name] = true
 		batch = append(batch, o)
 	}
-	r.pending = rest
+	r.pending, r.crowded = rest, len(batch) > 1
 	return batch
 }
 
@@ -399,10 +438,8 @@ func (r *run) clean() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.dirty = false
+	r.resyncs++
 	clear(r.early)
-	for _, o := range r.pending {
-		o.again = true
-	}
 	return true
 }
 
@@ -448,35 +485,18 @@ func (r *run) back(batch []*op) {
 		}
 		return
 	}
-	for _, o := range batch {
-		o.again = true
-	}
 	r.pending = append(batch, r.pending...)
 }
 
-// send sends requests together, and tells each what became of it.
-func (r *run) send(batch []*op) {
-	p := db.LockBatchParams{Ns: r.locks.conf.Namespace, SessionID: r.session.ID()}
-	for _, o := range batch {
-		mode := o.req.mode
-		if mode == "" {
-			mode = "exclusive"
-		}
-		p.Ops, p.Names, p.Owners, p.Modes = append(p.Ops, o.kind), append(p.Names, o.name), append(p.Owners, o.owner), append(p.Modes, mode)
-		p.Permits, p.Waits, p.Holds = append(p.Permits, o.req.permits), append(p.Waits, o.wait), append(p.Holds, o.holds)
-		p.HoldMs, p.DelayMs = append(p.HoldMs, int32(o.req.hold.Milliseconds())), append(p.DelayMs, int32(o.req.delay.Milliseconds()))
-		p.NumbersIn = append(p.NumbersIn, o.number)
-	}
+// send sends requests together, and tells each what became of it. When ctx ends before the reply they are abandoned, with the connection.
+func (r *run) send(ctx context.Context, batch []*op) {
 	r.trip.RLock()
-	row, err := r.ask(p)
+	replies, err := r.ask(ctx, batch)
 	r.locks.trips.Add(1)
-	if err == nil && len(row.Statuses) == len(batch) {
+	if err == nil {
 		r.mu.Lock()
 		for i, o := range batch {
-			got := reply{status: row.Statuses[i], number: row.Numbers[i]}
-			if i < len(row.Infos) {
-				got.info = row.Infos[i]
-			}
+			got := replies[i]
 			if o.kind == opAcquire && got.status == "granted" {
 				r.fresh[got.number] = true
 			} else if o.kind == opAcquire && got.status == "waiting" {
@@ -494,40 +514,69 @@ func (r *run) send(batch []*op) {
 		r.mu.Unlock()
 	}
 	r.trip.RUnlock()
-	if unanswered(err) || db.Code(err) == "40001" || db.Code(err) == "40P01" || db.Code(err) == "55P03" {
+	switch code := db.Code(err); {
+	case unanswered(err) && ctx.Err() != nil && r.ctx.Err() == nil:
+		err = errAbandoned
+	case unanswered(err) || code == "40001" || code == "40P01" || code == "55P03":
 		r.back(batch)
-		pause(r.session.Context(), retryPause)
+		pause(ctx, retryPause)
 		return
-	}
-	r.told(err)
-	if db.Code(err) == db.CodeSessionEnded {
+	case code == db.CodeSessionEnded:
+		r.told(err)
 		err = errEnded
+	default:
+		err = wrap(err)
 	}
 	for _, o := range batch {
-		o.done <- reply{err: wrap(err)}
+		o.done <- reply{err: err}
 	}
 }
 
-// ask sends a batch. Its context does not end, for pgx would start a goroutine to watch one that may: the session's end breaks the connection.
-func (r *run) ask(p db.LockBatchParams) (row db.LockBatchRow, err error) {
-	conn, err := r.locks.pool.Acquire(r.session.Context())
+// ask sends requests. pgx is not given ctx, for it would start a goroutine to watch it: its end, as that of the run, breaks the connection.
+func (r *run) ask(ctx context.Context, batch []*op) ([]reply, error) {
+	conn, err := r.locks.pool.Acquire(ctx)
 	if err != nil {
-		return row, err
+		return nil, err
 	}
 	defer conn.Release()
-	r.mu.Lock()
-	r.asking[conn] = true
-	ended := r.ended != nil
-	r.mu.Unlock()
-	defer func() {
-		r.mu.Lock()
-		delete(r.asking, conn)
-		r.mu.Unlock()
-	}()
-	if ended {
-		return row, errEnded
+	for _, c := range []context.Context{ctx, r.ctx} {
+		unhook := context.AfterFunc(c, func() { _ = conn.Conn().PgConn().Conn().SetDeadline(time.Unix(1, 0)) })
+		defer func() {
+			if !unhook() {
+				_ = conn.Conn().Close(c)
+			}
+		}()
 	}
-	return db.New(conn).LockBatch(context.Background(), p)
+	if len(batch) == 1 {
+		o := batch[0]
+		row, err := db.New(conn).AskLock(context.Background(), db.AskLockParams{
+			Ns: r.locks.conf.Namespace, SessionID: r.session.ID(), Op: o.kind, Name: o.name, Owner: o.owner, Mode: cmp.Or(o.req.mode, "exclusive"), Permits: o.req.permits,
+			Waits: o.wait, Holds: o.holds, HoldMs: int32(o.req.hold.Milliseconds()), DelayMs: int32(o.req.delay.Milliseconds()), NumberIn: o.number,
+		})
+		return []reply{{status: row.Status, number: row.Number, info: row.Info}}, err
+	}
+	p := db.LockBatchParams{Ns: r.locks.conf.Namespace, SessionID: r.session.ID()}
+	for _, o := range batch {
+		p.Ops, p.Names, p.Owners, p.Modes = append(p.Ops, o.kind), append(p.Names, o.name), append(p.Owners, o.owner), append(p.Modes, cmp.Or(o.req.mode, "exclusive"))
+		p.Permits, p.Waits, p.Holds = append(p.Permits, o.req.permits), append(p.Waits, o.wait), append(p.Holds, o.holds)
+		p.HoldMs, p.DelayMs = append(p.HoldMs, int32(o.req.hold.Milliseconds())), append(p.DelayMs, int32(o.req.delay.Milliseconds()))
+		p.NumbersIn = append(p.NumbersIn, o.number)
+	}
+	row, err := db.New(conn).LockBatch(context.Background(), p)
+	if err == nil && len(row.Statuses) != len(batch) {
+		err = fmt.Errorf("lock: %d replies to %d requests", len(row.Statuses), len(batch))
+	}
+	if err != nil {
+		return nil, err
+	}
+	replies := make([]reply, len(batch))
+	for i := range batch {
+		replies[i] = reply{status: row.Statuses[i], number: row.Numbers[i]}
+		if i < len(row.Infos) {
+			replies[i].info = row.Infos[i]
+		}
+	}
+	return replies, nil
 }
 
 // unanswered tells that the statement may have committed, since its connection or the server ended.
