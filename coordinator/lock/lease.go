@@ -21,6 +21,7 @@ type hold struct {
 	run    *run
 	ctx    context.Context // ends with the grant
 	cancel context.CancelCauseFunc
+	unhook func() bool // from what its end sets off
 
 	count int // leases; guarded by owner.mu
 }
@@ -135,6 +136,7 @@ func (h *hold) release(ctx context.Context) error {
 		return context.Cause(h.ctx)
 	}
 	err := h.run.release(ctx, h.name, h.token)
+	h.unhook() // the run has forgotten it
 	h.end(ErrReleased)
 	if errors.Is(err, errGone) {
 		return ErrLost

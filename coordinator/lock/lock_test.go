@@ -585,7 +585,7 @@ func TestConnectionsLost(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				_, _ = pool.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity, pg_sleep(0.2) WHERE datname = current_database() AND application_name = 'victim' AND query LIKE '%lock_batch%'")
+				_, _ = pool.Exec(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity, pg_sleep(0.2) WHERE datname = current_database() AND application_name = 'victim' AND query LIKE '%pawl.lock_%'")
 			}
 		}
 	})

@@ -277,7 +277,7 @@ func (r *run) hold(o *owner, name string, req request, token int64, asked time.T
 		return nil, errEnded
 	}
 	r.holds[token] = h
-	context.AfterFunc(h.ctx, func() {
+	h.unhook = context.AfterFunc(h.ctx, func() {
 		h.cancel(context.Cause(h.ctx))
 		r.forget(h)
 	})
@@ -539,8 +539,9 @@ func (r *run) ask(ctx context.Context, batch []*op) ([]reply, error) {
 		return nil, err
 	}
 	defer conn.Release()
+	socket := conn.Conn().PgConn().Conn()
 	for _, c := range []context.Context{ctx, r.ctx} {
-		unhook := context.AfterFunc(c, func() { _ = conn.Conn().PgConn().Conn().SetDeadline(time.Unix(1, 0)) })
+		unhook := context.AfterFunc(c, func() { _ = socket.SetDeadline(time.Unix(1, 0)) })
 		defer func() {
 			if !unhook() {
 				_ = conn.Conn().Close(c)
