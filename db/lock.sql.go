@@ -296,6 +296,44 @@ func (q *Queries) ListLocks(ctx context.Context, arg ListLocksParams) ([]ListLoc
 	return items, nil
 }
 
+const listOwnerWaits = `-- name: ListOwnerWaits :many
+SELECT w.name, w.at FROM pawl.lock_waiter w
+WHERE w.owner = $1::text AND w.ns = $2::smallint AND w.id > coalesce((SELECT s.served FROM pawl.lock_now($2::smallint, w.name) s), 0)
+ORDER BY w.id LIMIT $3::int
+`
+
+type ListOwnerWaitsParams struct {
+	Owner     string
+	Ns        int16
+	LimitRows int32
+}
+
+type ListOwnerWaitsRow struct {
+	Name string
+	At   time.Time
+}
+
+// What an owner waits for.
+func (q *Queries) ListOwnerWaits(ctx context.Context, arg ListOwnerWaitsParams) ([]ListOwnerWaitsRow, error) {
+	rows, err := q.db.Query(ctx, listOwnerWaits, arg.Owner, arg.Ns, arg.LimitRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListOwnerWaitsRow
+	for rows.Next() {
+		var i ListOwnerWaitsRow
+		if err := rows.Scan(&i.Name, &i.At); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lockBatch = `-- name: LockBatch :one
 SELECT statuses::text[] AS statuses, array_replace(numbers, NULL, 0)::bigint[] AS numbers, array_replace(infos, NULL, '')::text[] AS infos
 FROM pawl.lock_batch($1::smallint, $2::bigint, $3::text[], $4::text[], $5::text[], CAST($6::text[] AS pawl.lock_mode[]), $7::int[],

@@ -56,6 +56,12 @@ FROM pawl.lock_waiter w JOIN pawl.session z ON z.ns = w.ns AND z.id = w.session_
 WHERE w.key = pawl.lock_key(@ns::smallint, @name::text) AND w.id > coalesce((SELECT s.served FROM pawl.lock_now(@ns::smallint, @name::text) s), 0)
 ORDER BY w.id LIMIT @limit_rows::int;
 
+-- name: ListOwnerWaits :many
+-- What an owner waits for.
+SELECT w.name, w.at FROM pawl.lock_waiter w
+WHERE w.owner = @owner::text AND w.ns = @ns::smallint AND w.id > coalesce((SELECT s.served FROM pawl.lock_now(@ns::smallint, w.name) s), 0)
+ORDER BY w.id LIMIT @limit_rows::int;
+
 -- name: ListLockHistory :many
 -- What is kept of it, newest first.
 SELECT s.id, s.at, s.what, s.token, coalesce(s.granted_to, 0)::bigint AS session_id, coalesce(s.reason, '')::text AS reason, cardinality(s.holders)::int AS holders

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/term"
+
 	"github.com/pawl-dev/pawl/coordinator/lock"
 )
 
@@ -39,8 +41,8 @@ func (*lockRunCmd) Help() string {
 	return `Waits for the lock, runs the command, releases the lock, and ends with the command's exit code. PAWL_LOCK_TOKEN in its environment is the fencing token, which
 rises with every grant: hand it to what can refuse older ones.
 
-When the lock is lost (the database was away for longer than --ttl, or an operator took it) the command gets SIGTERM, after --grace SIGKILL, and the exit code
-is 75. Other exit codes of its own: --conflict-exit-code if another holds the lock, 126 if the command cannot be run, 127 if there is none, 128 + n if
+When the lock is lost (the database was away for longer than --ttl, or an operator took it) the command and its children get SIGTERM, after --grace SIGKILL, and
+the exit code is 75. At a terminal the command alone gets them, since it stays in the terminal's foreground group. Other exit codes of its own: --conflict-exit-code if another holds the lock, 126 if the command cannot be run, 127 if there is none, 128 + n if
 signal n ended it.`
 }
 
@@ -104,37 +106,32 @@ func (c *lockRunCmd) Run(a *app) error {
 
 // run runs the command under the lease, and gives its exit code.
 func (c *lockRunCmd) run(a *app, lease *lock.Lease, path string) (int, error) {
-	cmd := exec.CommandContext(context.WithoutCancel(a.ctx), path, c.Command[1:]...)
+	cmd := exec.CommandContext(lease.Context(), path, c.Command[1:]...) // it ends, too, when we are interrupted
 	cmd.Args[0] = c.Command[0]
-	cmd.WaitDelay = time.Second // for what its children still write, when it has ended
+	cmd.WaitDelay = c.Grace
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.in, a.out, a.err
 	cmd.Env = append(os.Environ(), "PAWL_LOCK_TOKEN="+strconv.FormatInt(lease.Token(), 10))
-	if err := cmd.Start(); err != nil {
+	in, ok := a.in.(*os.File)
+	atTerminal := ok && term.IsTerminal(int(in.Fd()))
+	if atTerminal { // whose keys reach only the group in front
+		ourGroup(cmd)
+	} else {
+		ownGroup(cmd)
+	}
+	err := cmd.Run()
+	if cmd.Process == nil {
 		return 0, codeError{exitCannotRun, fmt.Errorf("command %s: %w", c.Command[0], err)}
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
-	var cause error
-	select {
-	case err := <-done:
+	if lease.Context().Err() == nil {
 		return commandCode(err)
-	case <-lease.Context().Done(): // lost, or we were interrupted
-		cause = context.Cause(lease.Context())
 	}
-	_ = cmd.Process.Signal(syscall.SIGTERM)
-	timer := time.NewTimer(c.Grace)
-	defer timer.Stop()
-	var err error
-	select {
-	case err = <-done:
-	case <-timer.C:
-		_ = cmd.Process.Kill()
-		err = <-done
+	if !atTerminal {
+		endGroup(cmd) // also those that did not heed the first signal
 	}
 	if a.ctx.Err() != nil {
 		return commandCode(err)
 	}
-	return 0, codeError{exitLockLost, fmt.Errorf("the command was ended: %w", cause)}
+	return 0, codeError{exitLockLost, fmt.Errorf("the command was ended: %w", context.Cause(lease.Context()))}
 }
 
 // commandCode translates how a command ended.

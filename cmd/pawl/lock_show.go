@@ -94,27 +94,22 @@ func (a *app) waitGraph(pool *pgxpool.Pool, now time.Time, s lockStory, indent s
 		if len(indent) > 2*lockGraphMax {
 			continue
 		}
-		locks, err := lock.List(a.ctx, pool, a.namespace, "", 10_000)
+		waits, err := lock.WaitsOf(a.ctx, pool, a.namespace, h.Owner, lockWaitersMax)
 		if err != nil {
 			return err
 		}
-		for _, other := range locks {
-			if other.Waiters == 0 || seen[other.Name] {
+		for _, w := range waits {
+			if seen[w.Name] {
 				continue
 			}
-			queue, err := lock.Waiters(a.ctx, pool, a.namespace, other.Name, lockWaitersMax)
+			seen[w.Name] = true
+			fmt.Fprintf(a.out, "%s  who waits since %s for lock %s\n", indent, ago(now, w.Since), plain(w.Name))
+			other, err := lock.Read(a.ctx, pool, a.namespace, w.Name)
 			if err != nil {
 				return err
 			}
-			for _, w := range queue {
-				if w.Owner != h.Owner {
-					continue
-				}
-				seen[other.Name] = true
-				fmt.Fprintf(a.out, "%s  who waits since %s for lock %s\n", indent, ago(now, w.Since), plain(other.Name))
-				if err := a.waitGraph(pool, now, lockStory{Info: other}, indent+strings.Repeat(" ", 4), seen); err != nil {
-					return err
-				}
+			if err := a.waitGraph(pool, now, lockStory{Info: other}, indent+strings.Repeat(" ", 4), seen); err != nil {
+				return err
 			}
 		}
 	}

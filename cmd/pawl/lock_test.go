@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -28,7 +30,8 @@ func TestLock(t *testing.T) {
 	}
 	refused(t, 1, url, []string{"lock", "run", "-n", "x", "--", "true"}, "held by holder")
 	refused(t, 9, url, []string{"lock", "run", "-w", "10ms", "-E", "9", "x", "--", "true"}, "not free in time")
-	waiter := start(t, url, "lock", "run", "x", "--", "sh", "-c", "echo $PAWL_LOCK_TOKEN >&2; exec sleep 60")
+	// Its child does not heed the first signal, and keeps its output open: the test would not end.
+	waiter := start(t, url, "lock", "run", "--grace", "100ms", "x", "--", "sh", "-c", "echo $PAWL_LOCK_TOKEN >&2; (trap '' TERM; sleep 600) & wait")
 	for {
 		got := mustJSON[listing](t, exitOK, url, "lock", "list")
 		if len(got.Locks) == 1 && got.Locks[0].Waiters == 1 {
@@ -45,6 +48,19 @@ func TestLock(t *testing.T) {
 	<-lease.Context().Done()
 	waiter.log.await(t, "10995") // the token of the first timeline: the command runs
 	mentions(t, must(t, exitOK, url, "lock", "show", "x"), "forced", "stuck", "held (exclusive) by pawl lock run")
+	owner := lock.Owner("workflow:42") // holds y, and waits for x
+	if _, err := locks.Acquire(t.Context(), "y", owner); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	waited := make(chan struct{})
+	go func() { defer close(waited); _, _ = locks.Acquire(ctx, "x", owner) }()
+	for !strings.Contains(must(t, exitOK, url, "lock", "show", "x"), "workflow:42") {
+		runtime.Gosched()
+	}
+	mentions(t, must(t, exitOK, url, "lock", "show", "y"), "who waits since", "for lock x", "held (exclusive) by pawl lock run")
+	stop()
+	<-waited
 	must(t, exitOK, url, "lock", "release", "x", "--force", "--reason", "stuck again")
 	if code := waiter.ended(t); code != exitLockLost {
 		t.Errorf("a command whose lock was taken: got exit code %d, want %d", code, exitLockLost)

@@ -14,6 +14,13 @@ func ownGroup(cmd *exec.Cmd) {
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 }
 
+// ourGroup leaves the command in our process group; it ends alone.
+func ourGroup(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	dieWithParent(cmd.SysProcAttr)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+}
+
 // endGroup kills what is left of the group.
 func endGroup(cmd *exec.Cmd) {
 	if cmd.Process != nil {

@@ -6,3 +6,5 @@ import "os/exec"
 func ownGroup(*exec.Cmd) {}
 
 func endGroup(*exec.Cmd) {}
+
+func ourGroup(*exec.Cmd) {}

@@ -107,6 +107,25 @@ func Waiters(ctx context.Context, on DB, ns int16, name string, limit int) ([]Wa
 	return waiters, nil
 }
 
+// OwnerWait is a lock that an owner waits for.
+type OwnerWait struct {
+	Name  string
+	Since time.Time
+}
+
+// WaitsOf lists up to limit locks that an owner waits for, whichever its process.
+func WaitsOf(ctx context.Context, on DB, ns int16, owner string, limit int) ([]OwnerWait, error) {
+	rows, err := db.New(on).ListOwnerWaits(ctx, db.ListOwnerWaitsParams{Owner: owner, Ns: ns, LimitRows: int32(limit)})
+	if err != nil {
+		return nil, fmt.Errorf("waits of %s: %w", owner, wrap(err))
+	}
+	waits := make([]OwnerWait, len(rows))
+	for i, r := range rows {
+		waits[i] = OwnerWait{Name: r.Name, Since: r.At}
+	}
+	return waits, nil
+}
+
 // History tells what is kept of what happened to a lock, newest first, up to limit.
 func History(ctx context.Context, on DB, ns int16, name string, limit int) ([]Event, error) {
 	rows, err := db.New(on).ListLockHistory(ctx, db.ListLockHistoryParams{Ns: ns, Name: name, LimitRows: int32(limit)})
