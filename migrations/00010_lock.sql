@@ -180,7 +180,7 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- The ring of owners that would wait for each other if p_owner waited for p_name behind waiter p_before: "a → b → a", NULL if there is none. At most 1,000
+-- The ring of owners that would wait for each other if p_owner waited for p_name behind waiter p_before, in words, NULL if there is none. At most 1,000
 -- owners are looked at.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.lock_ring(p_ns smallint, p_owner text, p_name text, p_before bigint) RETURNS text
@@ -209,13 +209,13 @@ BEGIN
       WHERE (o.owner <> v_owners[i] OR i > 1)
     LOOP
       IF n.owner = p_owner THEN
-        v_path := format('%s waits for %s', v_owners[i], v_names[i]);
-        k := v_from[i];
-        WHILE k > 0 LOOP
-          v_path := format('%s waits for %s, held by or wanted first by %s', v_owners[k], v_names[k], v_path);
+        k := i;
+        v_path := format('%s, held or wanted first by %s', v_names[k], p_owner);
+        WHILE v_from[k] > 0 LOOP
+          v_path := format('%s, held or wanted first by %s, who waits for %s', v_names[v_from[k]], v_owners[k], v_path);
           k := v_from[k];
         END LOOP;
-        RETURN v_path || format(', held by or wanted first by %s', p_owner);
+        RETURN format('%s waits for %s', p_owner, v_path);
       END IF;
       IF n.name IS NOT NULL AND n.owner <> ALL (v_owners) THEN
         v_owners := v_owners || n.owner;

@@ -198,43 +198,6 @@ func TestReentrant(t *testing.T) {
 	release(t, b)
 }
 
-// Shared holders share; who waits alone keeps new ones out, and all go in order.
-func TestModes(t *testing.T) {
-	t.Parallel()
-	pool := dbtest.New(t)
-	l, other := open(t, pool, lock.Config{}), open(t, pool, lock.Config{})
-	ctx := bounded(t)
-	r1, r2 := acquire(t, l, ctx, "x", lock.Shared()), acquire(t, other, ctx, "x", lock.Shared())
-	writer := make(chan *lock.Lease, 1)
-	go func() {
-		w, err := l.Acquire(ctx, "x")
-		if err != nil {
-			t.Error(err)
-		}
-		writer <- w
-	}()
-	waiters(t, pool, "x", 1)
-	if _, err := other.TryAcquire(ctx, "x", lock.Shared()); !errors.Is(err, lock.ErrHeld) {
-		t.Errorf("a reader before a waiting writer: got %v", err)
-	}
-	release(t, r1)
-	release(t, r2)
-	release(t, <-writer)
-
-	var permits []*lock.Lease
-	for range 3 {
-		permits = append(permits, acquire(t, l, ctx, "s", lock.Semaphore(3)))
-	}
-	if _, err := other.TryAcquire(ctx, "s", lock.Semaphore(3)); !errors.Is(err, lock.ErrHeld) {
-		t.Errorf("the fourth of three permits: got %v", err)
-	}
-	release(t, permits[1])
-	permits[1] = acquire(t, other, ctx, "s", lock.Semaphore(3))
-	for _, p := range permits {
-		release(t, p)
-	}
-}
-
 // Waiters get the lock in the order in which they asked, over several processes, with hints and without; a cancelled one leaves nothing behind.
 func TestFIFO(t *testing.T) {
 	t.Parallel()
@@ -286,33 +249,6 @@ func TestFIFO(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestDeadlock(t *testing.T) {
-	t.Parallel()
-	pool := dbtest.New(t)
-	a, b := open(t, pool, lock.Config{}), open(t, pool, lock.Config{})
-	ctx := bounded(t)
-	x, y := acquire(t, a, ctx, "x"), acquire(t, b, ctx, "y")
-	got := make(chan error, 1)
-	go func() {
-		l, err := a.Acquire(x.Context(), "y")
-		if err == nil {
-			err = l.Release(ctx)
-		}
-		got <- err
-	}()
-	waiters(t, pool, "y", 1)
-	_, err := b.Acquire(y.Context(), "x")
-	var ring *lock.DeadlockError
-	if !errors.Is(err, lock.ErrDeadlock) || !errors.As(err, &ring) || !strings.Contains(ring.Ring, x.Owner()) || !strings.Contains(ring.Ring, y.Owner()) {
-		t.Errorf("got %v, want a deadlock that names both owners", err)
-	}
-	release(t, y)
-	if err := <-got; err != nil {
-		t.Errorf("the other one: %v", err)
-	}
-	release(t, x)
 }
 
 // AcquireAll never deadlocks, and takes all or none.
