@@ -569,7 +569,7 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- The sweep "locks": removes states that a newer one of the same name has replaced, the last one too when the lock has been free for p_keep and nobody waits,
+-- The sweep "locks": removes states that a newer one of the same name has replaced, the last one too when the lock has been free for p_keep (nobody waits then),
 -- and waits that are over. Looks at up to p_limit locks behind p_after, in the order of their keys; last NULL: the round is done; removed
 -- NULL: another node is at it.
 -- +goose StatementBegin
@@ -601,8 +601,7 @@ BEGIN
     GET DIAGNOSTICS v_n = ROW_COUNT;
     removed := removed + v_n;
     DELETE FROM pawl.lock_state x WHERE x.key = last AND (x.id < s.id OR
-      cardinality(s.holders) = 0 AND s.free_at IS NULL AND s.at < clock_timestamp() - p_keep
-        AND NOT EXISTS (SELECT FROM pawl.lock_waiter y WHERE y.key = last));
+      cardinality(s.holders) = 0 AND s.free_at IS NULL AND s.at < clock_timestamp() - p_keep);
     GET DIAGNOSTICS v_n = ROW_COUNT;
     removed := removed + v_n;
   END LOOP;

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,8 +31,9 @@ import (
 //	PROCESS/OWNER commits
 //	PROCESS dies                   its session is ended, it asks no more
 //	operator forces LOCK
+//	operator sweeps
 //
-// Tokens are numbered in their order.
+// Nobody looks again at what he waits for, but in a story that begins with "# Polled.". Tokens are numbered in their order.
 func TestStories(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("testdata/*.txt")
@@ -46,6 +48,10 @@ func TestStories(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := &story{t: t, ctx: bounded(t), pool: dbtest.New(t), processes: map[string]*lock.Locks{}, actors: map[string]*actor{}, tokens: map[string][]int64{}}
+			s.poll = time.Hour
+			if strings.HasPrefix(string(text), "# Polled.") {
+				s.poll = 10 * time.Millisecond
+			}
 			for i, line := range strings.Split(string(text), "\n") {
 				if line == "" || strings.HasPrefix(line, "#") {
 					continue
@@ -64,6 +70,7 @@ type story struct {
 	t         *testing.T
 	ctx       context.Context
 	pool      *pgxpool.Pool
+	poll      time.Duration
 	processes map[string]*lock.Locks
 	actors    map[string]*actor
 	tokens    map[string][]int64 // of each lock, in the order in which they were seen
@@ -91,6 +98,11 @@ func (s *story) act(step []string, want string) string {
 	s.t.Helper()
 	who, verb, rest := step[0], step[1], step[2:]
 	switch {
+	case who == "operator" && verb == "sweeps":
+		if _, err := s.pool.Exec(s.ctx, "SELECT pawl.sweep_locks(1::smallint, $1, 1000, '1 hour')", int64(math.MinInt64)); err != nil {
+			s.t.Fatal(err)
+		}
+		return ""
 	case who == "operator":
 		n, err := lock.Force(s.ctx, s.pool, 1, rest[0], "a story")
 		if err != nil {
@@ -156,7 +168,7 @@ func (s *story) actor(who string) *actor {
 	if a == nil {
 		process, name, _ := strings.Cut(who, "/")
 		if s.processes[process] == nil {
-			s.processes[process] = open(s.t, s.pool, lock.Config{Name: process, PollInterval: 10 * time.Millisecond})
+			s.processes[process] = open(s.t, s.pool, lock.Config{Name: process, PollInterval: s.poll})
 		}
 		a = &actor{name: name, locks: s.processes[process], waits: map[string]*wait{}, leases: map[string][]*lock.Lease{}}
 		a.ctx, a.die = context.WithCancel(s.ctx)
