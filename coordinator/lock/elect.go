@@ -54,7 +54,8 @@ type Leader struct {
 	Process string // name, host and pid
 }
 
-// Observe calls seen with each new leader, as it is when it is looked at, every interval, until ctx ends; seen's first call is for the present one.
+// Observe calls seen with each new leader, as it is when it is looked at, every interval, until ctx ends; seen's first call is for the present one. An error of the
+// database is waited out; ErrInvalid and ErrSchema are returned.
 func Observe(ctx context.Context, on DB, ns int16, election string, interval time.Duration, seen func(Leader)) error {
 	if _, err := newRequest(election, nil); err != nil {
 		return err
@@ -65,10 +66,10 @@ func Observe(ctx context.Context, on DB, ns int16, election string, interval tim
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err != nil {
+		if errors.Is(wrap(err), ErrSchema) {
 			return wrap(err)
 		}
-		if now := (Leader{row.Token, row.SessionID, row.Process}); now != last {
+		if now := (Leader{row.Token, row.SessionID, row.Process}); err == nil && now != last {
 			last = now
 			seen(now)
 		}

@@ -424,6 +424,50 @@ func TestDeath(t *testing.T) {
 	}
 }
 
+// While a new session cannot be started, each who asks waits for as long as its own context allows.
+func TestAcquire_whileSessionStarts(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	l := open(t, pool, lock.Config{})
+	ctx := bounded(t)
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(ctx) }()
+	if _, err := tx.Exec(ctx, "LOCK TABLE pawl.session IN ROW SHARE MODE"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(ctx, "SELECT pawl.session_end(1::smallint, $1, 'test')", l.SessionID()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(ctx, "LOCK TABLE pawl.session IN SHARE MODE"); err != nil { // read, but not written
+		t.Fatal(err)
+	}
+	patient := make(chan error, 1)
+	go func() {
+		lease, err := l.Acquire(ctx, "x")
+		if err == nil {
+			err = lease.Release(ctx)
+		}
+		patient <- err
+	}()
+	until(t, pool, "a session that waits to start", "SELECT count(*) > 0 FROM pg_locks WHERE relation = 'pawl.session'::regclass AND NOT granted")
+	for range 3 {
+		short, stop := context.WithTimeout(ctx, 20*time.Millisecond)
+		if _, err := l.Acquire(short, "y"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want DeadlineExceeded", err)
+		}
+		stop()
+	}
+	if err := tx.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-patient; err != nil {
+		t.Errorf("the one that waits: %v", err)
+	}
+}
+
 // Once its delay is over a lock is free, though nobody waited and no sweep came by.
 func TestDelay_over(t *testing.T) {
 	t.Parallel()

@@ -23,6 +23,7 @@ const (
 	batchMax     = 200
 	batchTimeout = 10 * time.Second
 	closeMax     = 5 * time.Second
+	startMax     = 10 * time.Second // of a session
 )
 
 // Config configures Locks. Its zero value works.
@@ -50,10 +51,17 @@ type Locks struct {
 	count  atomic.Int64
 	trips  atomic.Int64 // round trips of requests
 
-	mu     sync.Mutex
-	owners map[string]*owner
-	now    *run
-	closed bool
+	mu       sync.Mutex
+	owners   map[string]*owner
+	now      *run
+	starting *starting // nil: none is
+	closed   bool
+}
+
+// starting is a session on its way; many may wait for it.
+type starting struct {
+	done chan struct{}
+	err  error
 }
 
 // Open starts a session for locks. pool gives the settings of the connections only, so that a pool that is used up keeps nobody from releasing. The error is
@@ -100,26 +108,56 @@ func (l *Locks) SessionID() int64 {
 	return l.now.session.ID()
 }
 
-// current returns the run of the living session, and starts one if the last was lost.
+// current returns the run of the living session, and has one started if the last was lost.
 func (l *Locks) current(ctx context.Context) (*run, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return nil, ErrClosed
+	for {
+		l.mu.Lock()
+		if l.closed {
+			l.mu.Unlock()
+			return nil, ErrClosed
+		}
+		if l.now != nil && l.now.session.Context().Err() == nil {
+			defer l.mu.Unlock()
+			return l.now, nil
+		}
+		s := l.starting
+		if s == nil {
+			s = &starting{done: make(chan struct{})}
+			l.starting = s
+			go l.start(s)
+		}
+		l.mu.Unlock()
+		select {
+		case <-s.done:
+			if s.err != nil {
+				return nil, fmt.Errorf("lock: %w", s.err)
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	if l.now != nil && l.now.session.Context().Err() == nil {
-		return l.now, nil
-	}
+}
+
+func (l *Locks) start(s *starting) {
+	ctx, stop := context.WithTimeout(context.Background(), startMax)
+	defer stop()
 	r := newRun(l)
-	s, err := session.Start(ctx, l.pool, session.Config{
+	var began *session.Session
+	began, s.err = session.Start(ctx, l.pool, session.Config{
 		Namespace: l.conf.Namespace, Name: l.conf.Name, Version: l.conf.Version, TTL: l.conf.TTL, ListenOwn: !l.conf.PollOnly, Logger: l.conf.Logger, Heard: r.heard,
 	})
-	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
+	l.mu.Lock()
+	l.starting = nil
+	closed := l.closed
+	if s.err == nil && !closed {
+		r.start(began)
+		l.now = r
 	}
-	r.start(s)
-	l.now = r
-	return r, nil
+	l.mu.Unlock()
+	if s.err == nil && closed {
+		_ = began.Close(ctx)
+	}
+	close(s.done)
 }
 
 // Close releases what is held, ends the session and the connections. Leases end with cause ErrClosed.
