@@ -109,11 +109,13 @@ func (c *Coordinator) sweepSessions(ctx context.Context, r *Report) error {
 
 // freeLocks grants what an ended session held to who waits for it, and removes its own waits.
 func (c *Coordinator) freeLocks(ctx context.Context, session int64) error {
+	p := db.ResyncLocksParams{Ns: c.conf.Namespace, SessionID: session, Tokens: []int64{}, Waiters: []int64{}, AfterKey: math.MinInt64, NamesMax: locksMax}
 	for range passesMax {
-		n, err := c.q.ResyncLocks(ctx, db.ResyncLocksParams{Ns: c.conf.Namespace, SessionID: session, Tokens: []int64{}, Waiters: []int64{}, NamesMax: locksMax})
-		if err != nil || n < locksMax {
+		last, err := c.q.ResyncLocks(ctx, p)
+		if err != nil || last == nil {
 			return err
 		}
+		p.AfterKey = *last
 	}
 	return nil
 }

@@ -383,7 +383,7 @@ func (q *Queries) LockBatch(ctx context.Context, arg LockBatchParams) (LockBatch
 }
 
 const lockInTx = `-- name: LockInTx :exec
-SELECT pg_advisory_xact_lock(k) FROM (SELECT DISTINCT hashtextextended(n, 7040 + $1::smallint) AS k FROM unnest($2::text[]) n ORDER BY k) o
+SELECT pg_advisory_xact_lock(k) FROM (SELECT DISTINCT hashtextextended(n, (7040::bigint << 16) + $1::smallint) AS k FROM unnest($2::text[]) n ORDER BY k) o
 `
 
 type LockInTxParams struct {
@@ -424,7 +424,7 @@ func (q *Queries) ReadLockHolder(ctx context.Context, arg ReadLockHolderParams) 
 }
 
 const resyncLocks = `-- name: ResyncLocks :one
-SELECT pawl.lock_resync($1::smallint, $2::bigint, $3::bigint[], $4::bigint[], $5::int)::int AS names
+SELECT last FROM pawl.lock_resync($1::smallint, $2::bigint, $3::bigint[], $4::bigint[], $5::bigint, $6::int)
 `
 
 type ResyncLocksParams struct {
@@ -432,20 +432,23 @@ type ResyncLocksParams struct {
 	SessionID int64
 	Tokens    []int64
 	Waiters   []int64
+	AfterKey  int64
 	NamesMax  int32
 }
 
-func (q *Queries) ResyncLocks(ctx context.Context, arg ResyncLocksParams) (int32, error) {
+// NULL: that was all.
+func (q *Queries) ResyncLocks(ctx context.Context, arg ResyncLocksParams) (*int64, error) {
 	row := q.db.QueryRow(ctx, resyncLocks,
 		arg.Ns,
 		arg.SessionID,
 		arg.Tokens,
 		arg.Waiters,
+		arg.AfterKey,
 		arg.NamesMax,
 	)
-	var names int32
-	err := row.Scan(&names)
-	return names, err
+	var last *int64
+	err := row.Scan(&last)
+	return last, err
 }
 
 const sweepLocks = `-- name: SweepLocks :one
@@ -479,7 +482,7 @@ func (q *Queries) SweepLocks(ctx context.Context, arg SweepLocksParams) (SweepLo
 
 const tryLockInTx = `-- name: TryLockInTx :one
 SELECT coalesce(bool_and(pg_try_advisory_xact_lock(k)), true)::boolean AS taken
-FROM (SELECT DISTINCT hashtextextended(n, 7040 + $1::smallint) AS k FROM unnest($2::text[]) n ORDER BY k) o
+FROM (SELECT DISTINCT hashtextextended(n, (7040::bigint << 16) + $1::smallint) AS k FROM unnest($2::text[]) n ORDER BY k) o
 `
 
 type TryLockInTxParams struct {

@@ -29,7 +29,7 @@ END $$;
 
 -- Whether this transaction is the one to run the sweep; the others skip.
 CREATE FUNCTION pawl.sweep_key(p_ns smallint, p_name text) RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, 7006 + $1)';
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, (7006::bigint << 16) + $1)';
 
 -- The sweep "sessions", first half: ends those whose time is over. p_grace: how long the sweep may have been away before everyone gets one ttl more.
 -- Gives the sessions that are ended and not yet rescued, to be passed to session_rescue one by one, each in a transaction of its own.
@@ -43,6 +43,7 @@ DECLARE
   v_session bigint;
   v_did     bigint := 0;
 BEGIN
+  PERFORM pawl.require_read_committed();
   IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'sessions')) THEN
     RETURN NULL;
   END IF;

@@ -63,7 +63,7 @@ CREATE TABLE pawl.lock_guard (
 -- Keys. A name's is held while its state changes; a grant's is shared by transactions that assert it, and whoever takes the grant away needs it alone.
 -- Order: names' keys ascending, sessions' keys, the key of those who wait while they hold. A grant's key is only ever tried.
 CREATE FUNCTION pawl.lock_key(p_ns smallint, p_name text) RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, 7010 + $1)';
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, (7010::bigint << 16) + $1)';
 CREATE FUNCTION pawl.lock_grant_key(p_ns smallint, p_name text, p_token bigint) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, $3 # $1)';
 
@@ -105,6 +105,26 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- The mode of a lock when one more holds it. Others of its owner may, in another mode: then it is as strict as can be.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_joined(s pawl.lock_state, p_mode pawl.lock_mode) RETURNS pawl.lock_mode
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN CASE WHEN cardinality(s.holders) = 0 OR s.mode = p_mode THEN p_mode ELSE 'exclusive' END;
+END $$;
+-- +goose StatementEnd
+
+-- Has the transaction commit synchronously, also where the default is another: what was granted must not be granted again after a crash.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_durable() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF current_setting('synchronous_commit') = 'off' THEN
+    PERFORM set_config('synchronous_commit', 'local', true);
+  END IF;
+END $$;
+-- +goose StatementEnd
+
 -- Appends a state.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.lock_append(s pawl.lock_state, p_what text, p_granted_to bigint, p_reason text) RETURNS void
@@ -142,7 +162,7 @@ BEGIN
     v_since := clock_timestamp();
     s.token := pawl.lock_token_next(s.token);
     s.served := w.id;
-    s.mode := w.mode;
+    s.mode := pawl.lock_joined(s, w.mode);
     s.holders := s.holders || ROW(w.session_id, s.token, w.owner, v_since, v_since + w.hold_ms * interval '1 ms', w.delay_ms, w.id)::pawl.lock_holder;
     PERFORM pawl.lock_append(s, 'granted', w.session_id, NULL);
     PERFORM pg_notify(format('pawl_%s_s%s', s.ns, w.session_id), format('l%s %s', w.id, s.token));
@@ -151,6 +171,9 @@ BEGIN
   END LOOP;
   IF p_what IS NOT NULL THEN
     PERFORM pawl.lock_append(s, p_what, NULL, p_reason);
+  END IF;
+  IF v_n > 0 THEN
+    PERFORM pawl.lock_durable();
   END IF;
   RETURN v_n;
 END $$;
@@ -181,7 +204,7 @@ END $$;
 -- +goose StatementEnd
 
 -- The ring of owners that would wait for each other if p_owner waited for p_name behind waiter p_before, in words, NULL if there is none. At most 1,000
--- owners are looked at.
+-- waits are looked at, and none that any of several holders of a semaphore may end.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.lock_ring(p_ns smallint, p_owner text, p_name text, p_before bigint) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -200,6 +223,7 @@ BEGIN
       SELECT o.owner, w.name, w.id
       FROM (
         SELECT h.owner FROM pawl.lock_now(p_ns, v_names[i]) s CROSS JOIN LATERAL unnest(s.holders) h
+          WHERE s.mode <> 'semaphore' OR cardinality(s.holders) = 1
         UNION
         SELECT x.owner FROM pawl.lock_waiter x
           WHERE x.key = pawl.lock_key(p_ns, v_names[i]) AND x.id < v_limits[i] AND x.id > coalesce((SELECT s.served FROM pawl.lock_now(p_ns, v_names[i]) s), 0)) o
@@ -217,7 +241,7 @@ BEGIN
         END LOOP;
         RETURN format('%s waits for %s', p_owner, v_path);
       END IF;
-      IF n.name IS NOT NULL AND n.owner <> ALL (v_owners) THEN
+      IF n.name IS NOT NULL AND n.id <> ALL (v_limits) THEN
         v_owners := v_owners || n.owner;
         v_names := v_names || n.name;
         v_limits := v_limits || n.id;
@@ -282,14 +306,15 @@ BEGIN
       FROM (
         SELECT f.served, greatest(f.token + 1, (pawl.timeline() << 40) + nextval('pawl.lock_token')) AS token, clock_timestamp() AS at  -- lock_token_next, in place
         FROM pawl.lock_free(p_ns, p_session, p_name) f OFFSET 0) n
-      RETURNING 'granted', token INTO status, number;
+      RETURNING 'granted', token, CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'local', true) END  -- lock_durable, in place
+        INTO status, number, info;
   ELSIF p_op = 'release' THEN
     INSERT INTO pawl.lock_state (key, id, ns, name, at, what, token, served, mode, holders)
       SELECT c_key, nextval('pawl.lock_id'), p_ns, p_name, clock_timestamp(), 'released', p_number, f.served, f.mode, '{}'
       FROM pawl.lock_sole(p_ns, p_session, p_name, p_number) f WHERE pg_try_advisory_xact_lock(pawl.lock_grant_key(p_ns, p_name, p_number))
-      RETURNING set_config('synchronous_commit', 'off', true), 'released' INTO info, status;
-    info := NULL;
+      RETURNING 'released', set_config('synchronous_commit', 'off', true) INTO status, info;
   END IF;
+  info := NULL;
   IF status IS NOT NULL THEN
     RETURN;
   END IF;
@@ -316,7 +341,7 @@ BEGIN
         AND (NOT EXISTS (SELECT FROM pawl.lock_waiter w WHERE w.key = c_key AND w.id > s.served)
           OR (SELECT bool_or(x.owner = p_owner) FROM unnest(s.holders) x)) THEN
       s.token := pawl.lock_token_next(s.token);
-      s.mode := CASE WHEN cardinality(s.holders) = 0 THEN p_mode ELSE s.mode END;
+      s.mode := pawl.lock_joined(s, p_mode);
       s.holders := s.holders || ROW(p_session, s.token, p_owner, clock_timestamp(), clock_timestamp() + p_hold_ms * interval '1 ms', p_delay_ms, NULL)::pawl.lock_holder;
       PERFORM pawl.lock_append(s, 'granted', p_session, NULL);
       v_grants := v_grants + 1;
@@ -374,6 +399,8 @@ BEGIN
   END IF;
   IF v_grants = 0 THEN
     PERFORM set_config('synchronous_commit', 'off', true);
+  ELSE
+    PERFORM pawl.lock_durable();
   END IF;
 END $$;
 -- +goose StatementEnd
@@ -386,7 +413,7 @@ CREATE FUNCTION pawl.lock_batch(p_ns smallint, p_session bigint, p_ops text[], p
   OUT statuses text[], OUT numbers bigint[], OUT infos text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '5s' AS $$
 DECLARE
-  c_sync CONSTANT text := current_setting('synchronous_commit');
+  c_sync CONSTANT text := coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'local');  -- of grants, see lock_durable
   r          record;
   v_names    text[];    -- granted together
   v_tokens   bigint[];  -- of these
@@ -487,9 +514,10 @@ END $$;
 -- +goose StatementEnd
 
 -- Gives up what a session has that its process does not know of (p_tokens and p_waiters: what it knows): replies that were lost, and releases that a crash of
--- the server undid, since they commit asynchronously. Also, with both empty, all that an ended session had. Names at a time: p_limit. Gives how many it dealt with.
+-- the server undid, since they commit asynchronously. Also, with both empty, all that an ended session had. Looks at up to p_limit of its locks behind
+-- p_after, in the order of their keys; last NULL: that was all. What an open transaction asserts stays.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.lock_resync(p_ns smallint, p_session bigint, p_tokens bigint[], p_waiters bigint[], p_limit int) RETURNS int
+CREATE FUNCTION pawl.lock_resync(p_ns smallint, p_session bigint, p_tokens bigint[], p_waiters bigint[], p_after bigint, p_limit int, OUT last bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '5s' AS $$
 DECLARE
   s      pawl.lock_state;
@@ -501,12 +529,13 @@ DECLARE
 BEGIN
   PERFORM pawl.require_read_committed();
   DELETE FROM pawl.lock_waiter w WHERE w.session_id = p_session AND w.ns = p_ns AND w.id <> ALL (p_waiters);
-  FOR v_name IN
-      SELECT n.name FROM (SELECT DISTINCT x.name FROM pawl.lock_state x WHERE x.granted_to = p_session AND x.ns = p_ns) n
+  FOR v_name, last IN
+      SELECT n.name, n.key FROM (SELECT DISTINCT x.name, x.key FROM pawl.lock_state x WHERE x.granted_to = p_session AND x.ns = p_ns AND x.key > p_after) n
       CROSS JOIN LATERAL (SELECT y.holders FROM pawl.lock_now(p_ns, n.name) y) y
       WHERE EXISTS (SELECT FROM unnest(y.holders) u WHERE u.session_id = p_session AND u.token <> ALL (p_tokens) AND coalesce(u.waiter, 0) <> ALL (p_waiters))
-      ORDER BY pawl.lock_key(p_ns, n.name) LIMIT p_limit LOOP
-    PERFORM pg_advisory_xact_lock(pawl.lock_key(p_ns, v_name));
+      ORDER BY n.key LIMIT p_limit LOOP
+    v_n := v_n + 1;
+    PERFORM pg_advisory_xact_lock(last);
     SELECT x.* INTO s FROM pawl.lock_now(p_ns, v_name) x;
     v_any := false;
     s := pawl.lock_reap(s);
@@ -521,10 +550,11 @@ BEGIN
     END LOOP;
     IF v_any OR v_what IS NOT NULL THEN
       PERFORM pawl.lock_serve(s, coalesce(v_what, 'released'));
-      v_n := v_n + 1;
     END IF;
   END LOOP;
-  RETURN v_n;
+  IF v_n < p_limit THEN
+    last := NULL;
+  END IF;
 END $$;
 -- +goose StatementEnd
 
@@ -580,6 +610,7 @@ DECLARE
   w   record;
   v_n bigint;
 BEGIN
+  PERFORM pawl.require_read_committed();
   IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'locks')) THEN
     RETURN;
   END IF;
@@ -600,7 +631,8 @@ BEGIN
     DELETE FROM pawl.lock_waiter x WHERE x.key = last AND x.id <= s.served;
     GET DIAGNOSTICS v_n = ROW_COUNT;
     removed := removed + v_n;
-    DELETE FROM pawl.lock_state x WHERE x.key = last AND (x.id < s.id OR
+    -- A grant that still holds stays, since lock_resync finds it by granted_to.
+    DELETE FROM pawl.lock_state x WHERE x.key = last AND (x.id < s.id AND NOT EXISTS (SELECT FROM unnest(s.holders) h WHERE h.token = x.token AND x.granted_to IS NOT NULL) OR
       cardinality(s.holders) = 0 AND s.free_at IS NULL AND s.at < clock_timestamp() - p_keep);
     GET DIAGNOSTICS v_n = ROW_COUNT;
     removed := removed + v_n;
@@ -610,7 +642,7 @@ END $$;
 
 -- +goose Down
 DROP FUNCTION pawl.sweep_locks, pawl.lock_rebase, pawl.lock_force, pawl.lock_resync, pawl.lock_guard_check, pawl.lock_assert, pawl.lock_who, pawl.lock_batch, pawl.lock_ask, pawl.lock_sole, pawl.lock_free,
-  pawl.lock_ring, pawl.lock_reap, pawl.lock_serve, pawl.lock_append, pawl.lock_fits, pawl.lock_token_next, pawl.timeline, pawl.lock_now, pawl.lock_grant_key, pawl.lock_key;
+  pawl.lock_ring, pawl.lock_reap, pawl.lock_serve, pawl.lock_append, pawl.lock_durable, pawl.lock_joined, pawl.lock_fits, pawl.lock_token_next, pawl.timeline, pawl.lock_now, pawl.lock_grant_key, pawl.lock_key;
 DROP TABLE pawl.lock_guard, pawl.lock_waiter, pawl.lock_state;
 DROP SEQUENCE pawl.lock_token, pawl.lock_id;
 DROP TYPE pawl.lock_holder, pawl.lock_mode;

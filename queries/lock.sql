@@ -17,7 +17,8 @@ SELECT pawl.lock_assert(@ns::smallint, @session_id::bigint, @name::text, @token:
 SELECT pawl.lock_guard_check(@ns::smallint, @resource::text, @token::bigint);
 
 -- name: ResyncLocks :one
-SELECT pawl.lock_resync(@ns::smallint, @session_id::bigint, @tokens::bigint[], @waiters::bigint[], @names_max::int)::int AS names;
+-- NULL: that was all.
+SELECT last FROM pawl.lock_resync(@ns::smallint, @session_id::bigint, @tokens::bigint[], @waiters::bigint[], @after_key::bigint, @names_max::int);
 
 -- name: ForceLock :one
 SELECT pawl.lock_force(@ns::smallint, @name::text, @reason::text)::int AS holders;
@@ -28,11 +29,11 @@ SELECT coalesce(removed, -1)::bigint AS removed, last FROM pawl.sweep_locks(@ns:
 
 -- name: LockInTx :exec
 -- The keys of short critical sections, ascending and each once.
-SELECT pg_advisory_xact_lock(k) FROM (SELECT DISTINCT hashtextextended(n, 7040 + @ns::smallint) AS k FROM unnest(@names::text[]) n ORDER BY k) o;
+SELECT pg_advisory_xact_lock(k) FROM (SELECT DISTINCT hashtextextended(n, (7040::bigint << 16) + @ns::smallint) AS k FROM unnest(@names::text[]) n ORDER BY k) o;
 
 -- name: TryLockInTx :one
 SELECT coalesce(bool_and(pg_try_advisory_xact_lock(k)), true)::boolean AS taken
-FROM (SELECT DISTINCT hashtextextended(n, 7040 + @ns::smallint) AS k FROM unnest(@names::text[]) n ORDER BY k) o;
+FROM (SELECT DISTINCT hashtextextended(n, (7040::bigint << 16) + @ns::smallint) AS k FROM unnest(@names::text[]) n ORDER BY k) o;
 
 -- name: ListLocks :many
 -- Locks that are held, delayed or waited for, by name behind after_name; a row a holder, none of it where nobody holds the lock. only_name: that one ('': all).

@@ -106,7 +106,7 @@ func lockConn(ctx context.Context, conn *pgx.Conn, names []string) error {
 	if first != second || !kept {
 		return ErrPooler
 	}
-	_, err := conn.Exec(ctx, `SELECT pg_advisory_lock(k) FROM (SELECT DISTINCT hashtextextended(n, 7041) AS k FROM unnest($1::text[]) n ORDER BY k) o`, names)
+	_, err := conn.Exec(ctx, `SELECT pg_advisory_lock(k) FROM (SELECT DISTINCT hashtextextended(n, (7040::bigint << 16) + 1) AS k FROM unnest($1::text[]) n ORDER BY k) o`, names)
 	return wrap(err)
 }
 

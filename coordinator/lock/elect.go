@@ -14,8 +14,8 @@ type Term struct {
 	Lease  *Lease
 }
 
-// Campaign makes this process a candidate until ctx ends: whenever it is elected, it runs lead, whose context ends when the leadership does; when lead returns, it
-// resigns, and stands again after rest. Campaign returns lead's error, or the cause of ctx. An error of the database is waited out.
+// Campaign makes this process a candidate until ctx ends: whenever it is elected, it runs lead, whose context ends when the leadership does; when lead returns, or the leadership is lost or
+// taken away, it resigns, and stands again after rest. Campaign returns lead's error while it led, or the cause of ctx. An error of the database is waited out.
 func (l *Locks) Campaign(ctx context.Context, election string, rest time.Duration, lead func(context.Context, Term) error) error {
 	for {
 		lease, err := l.Acquire(ctx, election)
@@ -38,7 +38,7 @@ func (l *Locks) Campaign(ctx context.Context, election string, rest time.Duratio
 		rctx, stop := context.WithTimeout(context.WithoutCancel(ctx), closeMax)
 		released := lease.Release(rctx)
 		stop()
-		if err != nil && !errors.Is(released, ErrLost) { // of a term that was lost, the error says only that
+		if over := errors.Is(released, ErrLost) || errors.Is(released, ErrForced); err != nil && !over { // of a term that was taken away, the error says only that
 			return err
 		}
 		if !pause(ctx, rest) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -103,8 +104,9 @@ func (l *Lease) err() error {
 }
 
 // Release gives the lease back; the last one of its owner gives back the lock, in one round trip, to whoever waits first. The error is ErrReleased if it was released
-// before, ErrLost, ErrForced or ErrExpired if it had been lost by then, and ErrAsserted when ctx ends while a transaction still asserts it, or the cause of ctx when
-// it ends before the reply: the process then goes on trying by itself. A crash before the reply leaves the lock either released or with the session, which gives it up.
+// before, ErrLost, ErrForced or ErrExpired if it had been lost by then, ErrAsserted when ctx ends while a transaction still asserts it, the cause of ctx when it ends
+// before the reply, or the database's: after all of these the process itself goes on giving the lock back. A lock that was lost between a release and its reply, if that
+// reply is lost too, counts as released. A crash before the reply leaves the lock either released or with the session, which gives it up.
 func (l *Lease) Release(ctx context.Context) error {
 	l.mu.Lock()
 	if l.over {
@@ -124,8 +126,12 @@ func (h *hold) release(ctx context.Context) error {
 	h.owner.mu.Lock()
 	h.count--
 	last := h.count == 0
-	if last && h.owner.holds[h.name] == h {
-		delete(h.owner.holds, h.name)
+	if last {
+		if others := slices.DeleteFunc(h.owner.holds[h.name], func(x *hold) bool { return x == h }); len(others) > 0 {
+			h.owner.holds[h.name] = others
+		} else {
+			delete(h.owner.holds, h.name)
+		}
 	}
 	h.owner.mu.Unlock()
 	if !last {

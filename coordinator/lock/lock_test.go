@@ -748,6 +748,41 @@ func TestOnConn(t *testing.T) {
 }
 
 // One leads at a time; terms rise; observers see each leader that stays.
+func TestCampaign_forced(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	l := open(t, pool, lock.Config{})
+	ctx, stop := context.WithCancel(bounded(t))
+	terms := make(chan int64)
+	out := make(chan error, 1)
+	go func() {
+		out <- l.Campaign(ctx, "e", time.Millisecond, func(ctx context.Context, term lock.Term) error {
+			select {
+			case terms <- term.Number:
+			case <-ctx.Done():
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+	}()
+	first := <-terms
+	if _, err := lock.Force(ctx, pool, 1, "e", "a test"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case second := <-terms:
+		if second <= first {
+			t.Errorf("term %d after %d", second, first)
+		}
+	case err := <-out:
+		t.Errorf("who was deposed stands no more: %v", err)
+	}
+	stop()
+	if err := <-out; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want Canceled", err)
+	}
+}
+
 func TestCampaign(t *testing.T) {
 	t.Parallel()
 	pool := dbtest.New(t)

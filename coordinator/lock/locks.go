@@ -229,7 +229,7 @@ func (l *Locks) acquire(ctx context.Context, name string, req request) (*Lease, 
 		}
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		o.holds[name] = h
+		o.holds[name] = append(o.holds[name], h)
 		return h.lease(ctx), nil
 	}
 }

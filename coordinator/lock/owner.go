@@ -12,7 +12,7 @@ type owner struct {
 	name string
 
 	mu    sync.Mutex
-	holds map[string]*hold
+	holds map[string][]*hold // by lock; those who asked at the same moment have one each
 }
 
 type ownerKey struct{ locks *Locks }
@@ -24,7 +24,7 @@ func (l *Locks) ownerOf(ctx context.Context, name string) *owner {
 		defer l.mu.Unlock()
 		o := l.owners[name]
 		if o == nil {
-			o = &owner{name: name, holds: map[string]*hold{}}
+			o = &owner{name: name, holds: map[string][]*hold{}}
 			l.owners[name] = o
 		}
 		return o
@@ -32,7 +32,7 @@ func (l *Locks) ownerOf(ctx context.Context, name string) *owner {
 	if o, ok := ctx.Value(ownerKey{l}).(*owner); ok {
 		return o
 	}
-	return &owner{name: l.prefix + "." + l.next(), holds: map[string]*hold{}}
+	return &owner{name: l.prefix + "." + l.next(), holds: map[string][]*hold{}}
 }
 
 // tidy forgets a named owner that holds nothing.
@@ -48,15 +48,17 @@ func (l *Locks) tidy(o *owner) {
 func (o *owner) again(ctx context.Context, name, mode string) (*Lease, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	h := o.holds[name]
-	if h == nil || h.ctx.Err() != nil {
-		return nil, nil
+	for _, h := range o.holds[name] {
+		if h.ctx.Err() != nil {
+			continue
+		}
+		if h.mode != mode && h.mode != "exclusive" {
+			return nil, fmt.Errorf("%w: lock %s: the owner holds it as %s, release that before it is taken as %s", ErrInvalid, name, h.mode, mode)
+		}
+		h.count++
+		return h.lease(ctx), nil
 	}
-	if h.mode != mode && h.mode != "exclusive" {
-		return nil, fmt.Errorf("%w: lock %s: the owner holds it as %s, release that before it is taken as %s", ErrInvalid, name, h.mode, mode)
-	}
-	h.count++
-	return h.lease(ctx), nil
+	return nil, nil
 }
 
 // holding tells whether the owner holds anything.

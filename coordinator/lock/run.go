@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -76,7 +77,8 @@ type run struct {
 	ended   error
 	holds   map[int64]*hold // by token
 	waits   map[int64]*waiting
-	early   map[int64]int64 // grants that were hinted before the reply that names their wait
+	asking  int             // statements under way that may begin waits
+	early   map[int64]int64 // grants that were hinted before the reply that names their wait, while asking
 	fresh   map[int64]bool  // tokens that are on their way to who asked
 	dirty   bool            // a reply was lost: the database may hold what we do not know of
 
@@ -88,8 +90,10 @@ func newRun(l *Locks) *run {
 }
 
 func (r *run) start(s *session.Session) {
+	r.mu.Lock()
 	r.session = s
 	r.ctx, r.cancel = context.WithCancel(s.Context())
+	r.mu.Unlock()
 	context.AfterFunc(s.Context(), func() { r.end(ErrLost) })
 	go r.poll()
 }
@@ -130,6 +134,9 @@ func (r *run) close(ctx context.Context) error {
 
 // heard takes a hint.
 func (r *run) heard(n session.News) {
+	if n.Reconnected {
+		r.soil()
+	}
 	kind, rest := n.Hint, ""
 	if kind != "" {
 		kind, rest = n.Hint[:1], n.Hint[1:]
@@ -161,7 +168,7 @@ func (r *run) granted(id, token int64) {
 		delete(r.waits, id)
 		r.fresh[token] = true
 		w.got <- token
-	} else if r.ended == nil {
+	} else if r.asking > 0 {
 		r.early[id] = token
 	}
 }
@@ -223,7 +230,7 @@ func (r *run) acquire(ctx context.Context, o *owner, name string, req request) (
 		if left > 0 { // it began to run out while the hint was under way
 			began = time.Now()
 			if left, err = r.left(name, got.number); err != nil {
-				return nil, err
+				return nil, errors.Join(err, r.release(ctx, name, token))
 			}
 		}
 		return r.hold(o, name, req, token, began, left)
@@ -237,7 +244,10 @@ func (r *run) acquire(ctx context.Context, o *owner, name string, req request) (
 func (r *run) left(name string, waiter int64) (time.Duration, error) {
 	ask := &op{kind: opPoll, name: name, number: waiter, done: make(chan reply, 1)}
 	got, _ := r.do(context.Background(), ask)
-	if got.err != nil || got.status != "granted" {
+	if got.err != nil {
+		return 0, got.err
+	}
+	if got.status != "granted" {
 		return 0, errEnded
 	}
 	ms, err := strconv.ParseFloat(got.info, 64)
@@ -246,18 +256,31 @@ func (r *run) left(name string, waiter int64) (time.Duration, error) {
 
 // withdraw takes a wait back, or gives back what it got meanwhile.
 func (r *run) withdraw(w *waiting) {
-	ctx, stop := context.WithTimeout(context.Background(), closeMax)
-	defer stop()
 	r.mu.Lock()
 	delete(r.waits, w.id)
 	r.mu.Unlock()
-	ask := &op{kind: opCancel, name: w.name, number: w.id, done: make(chan reply, 1)}
-	if got, err := r.do(ctx, ask); err == nil && got.err == nil && got.status == "granted" {
-		_ = r.release(ctx, w.name, got.number)
+	select {
+	case token := <-w.got:
+		if token != 0 {
+			_ = r.release(r.ctx, w.name, token)
+		}
+		return
+	default:
 	}
-	r.mu.Lock()
-	delete(r.early, w.id)
-	r.mu.Unlock()
+	ctx, stop := context.WithTimeout(r.ctx, closeMax)
+	defer stop()
+	ask := &op{kind: opCancel, name: w.name, number: w.id, done: make(chan reply, 1)}
+	end := func(got reply) {
+		if got.status == "granted" {
+			_ = r.release(r.ctx, w.name, got.number)
+		}
+	}
+	got, err := r.do(ctx, ask)
+	if err != nil { // it is on its way, and is seen to its end
+		go func() { end(<-ask.done) }()
+		return
+	}
+	end(got)
 }
 
 // hold registers a grant. asked is a moment at which no more than left of its maximum hold was left.
@@ -320,6 +343,16 @@ func (r *run) release(ctx context.Context, name string, token int64) error {
 
 // assertPause is how often a release looks whether the transaction that asserts the grant has ended.
 const assertPause = 20 * time.Millisecond
+
+// soil notes that the database may hold what we do not know of, and has that looked after.
+func (r *run) soil() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.session != nil { // else nothing was done yet
+		r.dirty = true
+		r.sendPending()
+	}
+}
 
 // resynced tells whether the run has resynced since then.
 func (r *run) resynced(born int) bool {
@@ -439,7 +472,6 @@ func (r *run) clean() bool {
 	defer r.mu.Unlock()
 	r.dirty = false
 	r.resyncs++
-	clear(r.early)
 	return true
 }
 
@@ -458,13 +490,13 @@ func (r *run) resync(ctx context.Context) error {
 		waiters = append(waiters, w)
 	}
 	r.mu.Unlock()
+	p := db.ResyncLocksParams{Ns: r.locks.conf.Namespace, SessionID: r.session.ID(), Tokens: tokens, Waiters: waiters, AfterKey: math.MinInt64, NamesMax: namesMax}
 	for {
-		n, err := db.New(r.locks.pool).ResyncLocks(ctx, db.ResyncLocksParams{
-			Ns: r.locks.conf.Namespace, SessionID: r.session.ID(), Tokens: tokens, Waiters: waiters, NamesMax: namesMax,
-		})
-		if err != nil || n < namesMax {
+		last, err := db.New(r.locks.pool).ResyncLocks(ctx, p)
+		if err != nil || last == nil {
 			return err
 		}
+		p.AfterKey = *last
 	}
 }
 
@@ -491,10 +523,13 @@ func (r *run) back(batch []*op) {
 // send sends requests together, and tells each what became of it. When ctx ends before the reply they are abandoned, with the connection.
 func (r *run) send(ctx context.Context, batch []*op) {
 	r.trip.RLock()
+	r.mu.Lock()
+	r.asking++
+	r.mu.Unlock()
 	replies, err := r.ask(ctx, batch)
 	r.locks.trips.Add(1)
-	if err == nil {
-		r.mu.Lock()
+	r.mu.Lock()
+	if r.asking--; err == nil {
 		for i, o := range batch {
 			got := replies[i]
 			if o.kind == opAcquire && got.status == "granted" {
@@ -504,16 +539,17 @@ func (r *run) send(ctx context.Context, batch []*op) {
 			}
 			o.done <- got
 		}
-		r.mu.Unlock()
-		r.trip.RUnlock() // only now: a resync knows of what was granted
+	} else if unanswered(err) {
+		r.dirty = true
+	}
+	if r.asking == 0 {
+		clear(r.early)
+	}
+	r.mu.Unlock()
+	r.trip.RUnlock() // only now: a resync knows of what was granted
+	if err == nil {
 		return
 	}
-	if unanswered(err) {
-		r.mu.Lock()
-		r.dirty = true
-		r.mu.Unlock()
-	}
-	r.trip.RUnlock()
 	switch code := db.Code(err); {
 	case unanswered(err) && ctx.Err() != nil && r.ctx.Err() == nil:
 		err = errAbandoned
@@ -524,6 +560,14 @@ func (r *run) send(ctx context.Context, batch []*op) {
 	case code == db.CodeSessionEnded:
 		r.told(err)
 		err = errEnded
+	case len(batch) > 1: // one of them may be to blame
+		for _, o := range batch {
+			r.send(ctx, []*op{o})
+		}
+		return
+	case batch[0].kind == opRelease || batch[0].kind == opCancel: // whatever was wrong, it is given up
+		r.soil()
+		err = wrap(err)
 	default:
 		err = wrap(err)
 	}
@@ -586,29 +630,40 @@ func unanswered(err error) bool {
 	return code == "" || strings.HasPrefix(code, "57P") || strings.HasPrefix(code, "08")
 }
 
-// poll asks now and then after the first wait of each name, in case a hint was lost, and has done what time has made due.
+// poll asks now and then after the first wait of each name, and the next ones of those that are over, in case a hint was lost, and has done what time has made due.
 func (r *run) poll() {
 	every := r.locks.conf.PollInterval
-	for pause(r.session.Context(), every-every/5+rand.N(every*2/5+1)) {
+	for pause(r.ctx, every-every/5+rand.N(every*2/5+1)) {
 		r.mu.Lock()
-		first := map[string]*waiting{}
+		queues := map[string][]int64{}
 		for _, w := range r.waits {
-			if f := first[w.name]; f == nil || w.id < f.id {
-				first[w.name] = w
-			}
+			queues[w.name] = append(queues[w.name], w.id)
 		}
 		r.mu.Unlock()
-		for _, w := range first {
-			ask := &op{kind: opPoll, name: w.name, number: w.id, done: make(chan reply, 1)}
-			switch got, _ := r.do(context.Background(), ask); {
-			case got.err != nil:
-			case got.status == "granted":
-				r.granted(w.id, got.number)
-			case got.status == "gone":
-				r.granted(w.id, 0)
+		for name, ids := range queues {
+			slices.Sort(ids)
+			for _, id := range ids {
+				if !r.look(name, id) {
+					break
+				}
 			}
 		}
 	}
+}
+
+// look asks after a wait. True: it is over.
+func (r *run) look(name string, id int64) bool {
+	ask := &op{kind: opPoll, name: name, number: id, done: make(chan reply, 1)}
+	switch got, err := r.do(r.ctx, ask); {
+	case err != nil || got.err != nil:
+	case got.status == "granted":
+		r.granted(id, got.number)
+		return true
+	case got.status == "gone":
+		r.granted(id, 0)
+		return true
+	}
+	return false
 }
 
 // pause waits for d. False: ctx has ended.

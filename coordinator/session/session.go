@@ -67,6 +67,9 @@ type News struct {
 	Strays  []int64  // claims of this session with jobs open that Held did not name: a reply was lost
 	Cancels []Cancel // attempts that were asked to cancel
 	Hint    string   // the payload of a hint, or ""
+
+	// Reconnected: the connection broke and is there again. The server may have crashed meanwhile, and undone what had committed asynchronously.
+	Reconnected bool
 }
 
 // Cancel names an attempt that was asked to cancel.
@@ -256,6 +259,9 @@ func (s *Session) run(conn *pgx.Conn) {
 				continue
 			}
 			next = time.Now() // a hint may have been missed
+			if s.conf.Heard != nil {
+				s.conf.Heard(News{Reconnected: true})
+			}
 		}
 		s.listen(conn, time.Until(next))
 		if s.ctx.Err() != nil {

@@ -1,0 +1,163 @@
+package lock_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/coordinator/lock"
+	"github.com/pawl-dev/pawl/db/dbtest"
+	"github.com/pawl-dev/pawl/db/devpg"
+)
+
+// hastily gives Locks whose statements end with an error when they take long.
+func hastily(t *testing.T, pool *pgxpool.Pool) *lock.Locks {
+	t.Helper()
+	conf := pool.Config()
+	conf.ConnConfig.RuntimeParams["statement_timeout"] = "100ms"
+	hasty, err := pgxpool.NewWithConfig(bounded(t), conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(hasty.Close)
+	return open(t, hasty, lock.Config{})
+}
+
+// block keeps everybody from changing a lock until the function is called.
+func block(t *testing.T, pool *pgxpool.Pool, names ...string) func() {
+	t.Helper()
+	tx, err := pool.Begin(bounded(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(bounded(t), "SELECT pg_advisory_xact_lock(pawl.lock_key(1::smallint, n)) FROM unnest($1::text[]) n", names); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := tx.Rollback(context.Background()); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
+			t.Error(err)
+		}
+	}
+}
+
+// A release that Postgres refuses is told, and the lock is given up all the same.
+func TestRelease_refused(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	a, b := hastily(t, pool), open(t, pool, lock.Config{})
+	lease := acquire(t, a, bounded(t), "x")
+	unblock := block(t, pool, "x")
+	if err := lease.Release(bounded(t)); err == nil {
+		t.Error("a release beyond its statement_timeout: got nil")
+	}
+	unblock()
+	release(t, acquire(t, b, bounded(t), "x"))
+}
+
+// A wait that could not be withdrawn is not granted to nobody.
+func TestWithdraw_refused(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	a, b := hastily(t, pool), open(t, pool, lock.Config{})
+	lease := acquire(t, b, bounded(t), "x")
+	ctx, quit := context.WithCancel(bounded(t))
+	done := make(chan error, 1)
+	go func() { _, err := a.Acquire(ctx, "x"); done <- err }()
+	waiters(t, pool, "x", 1)
+	unblock := block(t, pool, "x")
+	quit()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want Canceled", err)
+	}
+	unblock()
+	release(t, lease)
+	release(t, acquire(t, b, bounded(t), "x"))
+}
+
+// Nor is one whose withdrawal is sent when nobody waits for its reply any more.
+func TestWithdraw_late(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	a, b := open(t, pool, lock.Config{}), open(t, pool, lock.Config{})
+	lease := acquire(t, b, bounded(t), "x")
+	ctx, quit := context.WithCancel(bounded(t))
+	done := make(chan error, 1)
+	go func() { _, err := a.Acquire(ctx, "x"); done <- err }()
+	waiters(t, pool, "x", 1)
+	unblock := block(t, pool, "p", "q") // both connections
+	stuck := make(chan error, 2)
+	for _, name := range []string{"p", "q"} {
+		go func() {
+			other, err := a.Acquire(bounded(t), name)
+			if err == nil {
+				err = other.Release(bounded(t))
+			}
+			stuck <- err
+		}()
+	}
+	until(t, pool, "two stuck requests", "SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'")
+	quit()
+	<-done
+	release(t, lease)
+	unblock()
+	for range 2 {
+		if err := <-stuck; err != nil {
+			t.Error(err)
+		}
+	}
+	release(t, acquire(t, b, bounded(t), "x"))
+}
+
+// Releases commit asynchronously. One that a crash undoes is made again, though its process asks nothing more.
+func TestRelease_undone(t *testing.T) {
+	t.Parallel()
+	server := dbtest.Private(t, devpg.Config{Settings: map[string]string{"wal_writer_delay": "10s"}})
+	pool, err := pgxpool.New(context.Background(), server.URL(dbtest.PrivateDatabase))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	conf := lock.Config{TTL: time.Minute} // a lost session would free the lock, too
+	a, b := open(t, pool, conf), open(t, pool, conf)
+	session := a.SessionID()
+	release(t, acquire(t, a, bounded(t), "x"))
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = devpg.Start(context.Background(), server.Config()); err != nil {
+		t.Fatal(err)
+	}
+	release(t, acquire(t, b, bounded(t), "x"))
+	if a.SessionID() != session {
+		t.Error("the session was lost, so nothing is proved")
+	}
+}
+
+// What a session holds among others is found also after a sweep.
+func TestResync_swept(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	a, b := open(t, pool, lock.Config{}), open(t, pool, lock.Config{})
+	lost := acquire(t, a, bounded(t), "x", lock.Shared())
+	kept := acquire(t, b, bounded(t), "x", lock.Shared())
+	for _, sql := range []string{
+		"SELECT pawl.sweep_locks(1::smallint, -9223372036854775808, 1000, '1 min')",
+		"SELECT pawl.lock_resync(1::smallint, (SELECT min(id) FROM pawl.session), '{}', '{}', -9223372036854775808, 100)", // a knows of nothing
+	} {
+		if _, err := pool.Exec(bounded(t), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := lock.Read(bounded(t), pool, 1, "x")
+	if err != nil || len(info.Holders) != 1 || info.Holders[0].Token != kept.Token() {
+		t.Errorf("got %+v, %v; want the holder %d alone", info.Holders, err, kept.Token())
+	}
+	if err := lost.Release(bounded(t)); !errors.Is(err, lock.ErrLost) {
+		t.Errorf("release of what was given up: got %v", err)
+	}
+	release(t, kept)
+}
