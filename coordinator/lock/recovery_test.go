@@ -101,7 +101,9 @@ func TestWithdraw_late(t *testing.T) {
 	}
 	until(t, pool, "two stuck requests", "SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'")
 	quit()
-	<-done
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want Canceled", err)
+	}
 	release(t, lease)
 	unblock()
 	for range 2 {
