@@ -520,23 +520,30 @@ END $$;
 CREATE FUNCTION pawl.lock_resync(p_ns smallint, p_session bigint, p_tokens bigint[], p_waiters bigint[], p_after bigint, p_limit int, OUT last bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '5s' AS $$
 DECLARE
-  s      pawl.lock_state;
-  h      pawl.lock_holder;
-  v_name text;
-  v_what text;
-  v_n    int := 0;
-  v_any  boolean;
+  s        pawl.lock_state;
+  h        pawl.lock_holder;
+  v_name   text;
+  v_what   text;
+  v_n      int := 0;
+  v_any    boolean;
+  v_waited boolean;
 BEGIN
   PERFORM pawl.require_read_committed();
-  DELETE FROM pawl.lock_waiter w WHERE w.session_id = p_session AND w.ns = p_ns AND w.id <> ALL (p_waiters);
   FOR v_name, last IN
-      SELECT n.name, n.key FROM (SELECT DISTINCT x.name, x.key FROM pawl.lock_state x WHERE x.granted_to = p_session AND x.ns = p_ns AND x.key > p_after) n
-      CROSS JOIN LATERAL (SELECT y.holders FROM pawl.lock_now(p_ns, n.name) y) y
-      WHERE EXISTS (SELECT FROM unnest(y.holders) u WHERE u.session_id = p_session AND u.token <> ALL (p_tokens) AND coalesce(u.waiter, 0) <> ALL (p_waiters))
+      SELECT n.name, n.key FROM (
+        SELECT x.name, x.key FROM pawl.lock_state x CROSS JOIN LATERAL (SELECT y.holders FROM pawl.lock_now(p_ns, x.name) y) y
+          WHERE x.granted_to = p_session AND x.ns = p_ns AND x.key > p_after
+            AND EXISTS (SELECT FROM unnest(y.holders) u WHERE u.session_id = p_session AND u.token <> ALL (p_tokens) AND coalesce(u.waiter, 0) <> ALL (p_waiters))
+        UNION
+        SELECT w.name, w.key FROM pawl.lock_waiter w
+          WHERE w.session_id = p_session AND w.ns = p_ns AND w.key > p_after AND w.id <> ALL (p_waiters)
+            AND w.id > coalesce((SELECT y.served FROM pawl.lock_now(p_ns, w.name) y), 0)) n
       ORDER BY n.key LIMIT p_limit LOOP
     v_n := v_n + 1;
     PERFORM pg_advisory_xact_lock(last);
-    SELECT x.* INTO s FROM pawl.lock_now(p_ns, v_name) x;
+    SELECT x.* INTO s FROM pawl.lock_now(p_ns, v_name) x;  -- a wait may just have been granted
+    DELETE FROM pawl.lock_waiter w WHERE w.key = last AND w.id > s.served AND w.session_id = p_session AND w.id <> ALL (p_waiters);
+    v_waited := FOUND;
     v_any := false;
     s := pawl.lock_reap(s);
     v_what := s.what;
@@ -550,6 +557,8 @@ BEGIN
     END LOOP;
     IF v_any OR v_what IS NOT NULL THEN
       PERFORM pawl.lock_serve(s, coalesce(v_what, 'released'));
+    ELSIF v_waited THEN
+      PERFORM pawl.lock_serve(s, NULL);  -- others may have waited behind it alone
     END IF;
   END LOOP;
   IF v_n < p_limit THEN

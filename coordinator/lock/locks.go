@@ -286,7 +286,7 @@ func (l *Locks) Do(ctx context.Context, name string, f func(context.Context, *Le
 }
 
 // Force takes a lock away from all who hold it, for a reason that is kept with it, and grants it to who waits first, under a higher token. It tells how many held it. The
-// error is ErrAsserted while an open transaction asserts the lock: try again.
+// error is ErrAsserted while an open transaction asserts the lock: try again. In a transaction of yours nobody gets or gives back that lock before it ends.
 func Force(ctx context.Context, on DB, ns int16, name, reason string) (int, error) {
 	n, err := db.New(on).ForceLock(ctx, db.ForceLockParams{Ns: ns, Name: name, Reason: reason})
 	if db.Code(err) == "55P03" {

@@ -3,6 +3,7 @@ package lock_test
 import (
 	"context"
 	"errors"
+	"math"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/lock"
+	"github.com/pawl-dev/pawl/db"
 	"github.com/pawl-dev/pawl/db/dbtest"
 	"github.com/pawl-dev/pawl/db/devpg"
 )
@@ -136,6 +138,40 @@ func TestRelease_undone(t *testing.T) {
 	release(t, acquire(t, b, bounded(t), "x"))
 	if a.SessionID() != session {
 		t.Error("the session was lost, so nothing is proved")
+	}
+}
+
+// A wait that is given up while it is granted is not left with the lock.
+func TestResync_granted(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	ctx := bounded(t)
+	us, other := open(t, pool, lock.Config{}).SessionID(), open(t, pool, lock.Config{}).SessionID()
+	_, token := ask(t, pool, other, "acquire", "x", 0)
+	ask(t, pool, us, "acquire", "x", 0)
+	granting, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = granting.Rollback(ctx) }()
+	_, err = db.New(granting).AskLock(ctx, db.AskLockParams{Ns: 1, SessionID: other, Op: "release", Name: "x", Owner: "o", Mode: "exclusive", Permits: 1, NumberIn: token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := db.New(pool).ResyncLocks(ctx, db.ResyncLocksParams{Ns: 1, SessionID: us, Tokens: []int64{}, Waiters: []int64{}, AfterKey: math.MinInt64, NamesMax: 10})
+		done <- err
+	}()
+	until(t, pool, "the resync to wait for the grant", "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'")
+	if err := granting.Commit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if info, err := lock.Read(ctx, pool, 1, "x"); err != nil || len(info.Holders) != 0 {
+		t.Errorf("held by %+v, %v", info.Holders, err)
 	}
 }
 

@@ -41,9 +41,7 @@ type op struct {
 	wait   bool
 	holds  bool
 	number int64
-
-	born int // how often the run had resynced when it began: what was done before the last time has been undone
-	done chan reply
+	done   chan reply
 }
 
 type reply struct {
@@ -73,6 +71,8 @@ type run struct {
 	pending []*op
 	sending int  // statements under way, at most connsMax
 	crowded bool // the last one carried several requests
+	stall   *time.Timer
+	timed   bool // stall runs
 	resyncs int
 	ended   error
 	holds   map[int64]*hold // by token
@@ -86,7 +86,10 @@ type run struct {
 }
 
 func newRun(l *Locks) *run {
-	return &run{locks: l, holds: map[int64]*hold{}, waits: map[int64]*waiting{}, early: map[int64]int64{}, fresh: map[int64]bool{}}
+	r := &run{locks: l, holds: map[int64]*hold{}, waits: map[int64]*waiting{}, early: map[int64]int64{}, fresh: map[int64]bool{}}
+	r.stall = time.AfterFunc(time.Hour, r.stalled)
+	r.stall.Stop()
+	return r
 }
 
 func (r *run) start(s *session.Session) {
@@ -166,7 +169,9 @@ func (r *run) granted(id, token int64) {
 	defer r.mu.Unlock()
 	if w := r.waits[id]; w != nil {
 		delete(r.waits, id)
-		r.fresh[token] = true
+		if token != 0 {
+			r.fresh[token] = true
+		}
 		w.got <- token
 	} else if r.asking > 0 {
 		r.early[id] = token
@@ -315,7 +320,7 @@ func (r *run) release(ctx context.Context, name string, token int64) error {
 	born := r.resyncs
 	r.mu.Unlock()
 	for {
-		ask := &op{kind: opRelease, name: name, number: token, born: born, done: make(chan reply, 1)}
+		ask := &op{kind: opRelease, name: name, number: token, done: make(chan reply, 1)}
 		got, err := r.do(ctx, ask)
 		switch {
 		case err != nil: // it is on its way, and is seen to its end
@@ -399,9 +404,27 @@ func (r *run) do(ctx context.Context, o *op) (reply, error) {
 
 const retryPause = 50 * time.Millisecond
 
-// sendPending sends what has gathered, if nothing is under way; r.mu is held. One statement at a time: those that its reply wakes then ask together.
+// sendPending sends what has gathered, if nothing is under way; r.mu is held. One statement at a time: those that its reply wakes then ask together. One that
+// takes long, since it waits for a lock's key, is not waited for.
 func (r *run) sendPending() {
-	if r.sending == 0 && r.ended == nil && (r.dirty || len(r.pending) > 0) {
+	switch {
+	case r.ended != nil || !r.dirty && len(r.pending) == 0:
+	case r.sending == 0:
+		r.sending++
+		go r.work()
+	case !r.timed:
+		r.timed = true
+		r.stall.Reset(stallAfter)
+	}
+}
+
+const stallAfter = 20 * time.Millisecond
+
+func (r *run) stalled() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.timed = false
+	if len(r.pending) > 0 && r.sending < connsMax {
 		r.sending++
 		go r.work()
 	}
@@ -507,17 +530,18 @@ func (r *run) told(err error) {
 	}
 }
 
-// back puts requests in front again.
-func (r *run) back(batch []*op) {
+// again puts requests in front once more, after a pause.
+func (r *run) again(ctx context.Context, batch []*op) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.ended != nil {
 		for _, o := range batch {
 			o.done <- reply{err: errEnded}
 		}
-		return
+	} else {
+		r.pending = append(batch, r.pending...)
 	}
-	r.pending = append(batch, r.pending...)
+	r.mu.Unlock()
+	pause(ctx, retryPause)
 }
 
 // send sends requests together, and tells each what became of it. When ctx ends before the reply they are abandoned, with the connection.
@@ -553,17 +577,19 @@ func (r *run) send(ctx context.Context, batch []*op) {
 	switch code := db.Code(err); {
 	case unanswered(err) && ctx.Err() != nil && r.ctx.Err() == nil:
 		err = errAbandoned
-	case unanswered(err) || code == "40001" || code == "40P01" || code == "55P03":
-		r.back(batch)
-		pause(ctx, retryPause)
+	case unanswered(err):
+		r.again(ctx, batch)
 		return
 	case code == db.CodeSessionEnded:
 		r.told(err)
 		err = errEnded
-	case len(batch) > 1: // one of them may be to blame
+	case len(batch) > 1: // one of them is to blame
 		for _, o := range batch {
 			r.send(ctx, []*op{o})
 		}
+		return
+	case code == "40001" || code == "40P01" || code == "55P03":
+		r.again(ctx, batch)
 		return
 	case batch[0].kind == opRelease || batch[0].kind == opCancel: // whatever was wrong, it is given up
 		r.soil()
