@@ -59,8 +59,8 @@ func Semaphore(n int) Option {
 	}
 }
 
-// Owner names an owner that may span processes, such as "workflow:42": the lock is granted to it again wherever it asks. Without it the owner is that of
-// the context, else a new one.
+// Owner names an owner that may span processes, such as "workflow:42": the lock is granted to it again wherever it asks, each time under a token of its own. Where it
+// holds the lock in two modes, others find it held exclusively. Without it the owner is that of the context, else a new one.
 func Owner(name string) Option {
 	return func(r *request) error {
 		if name == "" || len(name) > OwnerBytesMax || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
