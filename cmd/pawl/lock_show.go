@@ -89,7 +89,7 @@ func (a *app) waitGraph(pool *pgxpool.Pool, now time.Time, s lockStory, indent s
 		if h.Dead {
 			dead = ", dead: whoever asks gets the lock"
 		}
-		fmt.Fprintf(a.out, "%sheld (%s) by %s on %s, pid %d, session %d, since %s, token %d, owner %s%s\n",
+		fmt.Fprintf(a.out, "%sheld (%s) by %s on %s, pid %d, session %d, got it %s, token %d, owner %s%s\n",
 			indent, s.Mode, plain(h.Process), plain(h.Host), h.PID, h.Session, ago(now, h.Since), h.Token, plain(h.Owner), dead)
 		if len(indent) > 2*lockGraphMax {
 			continue
@@ -103,7 +103,7 @@ func (a *app) waitGraph(pool *pgxpool.Pool, now time.Time, s lockStory, indent s
 				continue
 			}
 			seen[w.Name] = true
-			fmt.Fprintf(a.out, "%s  who waits since %s for lock %s\n", indent, ago(now, w.Since), plain(w.Name))
+			fmt.Fprintf(a.out, "%s  who asked %s for lock %s\n", indent, ago(now, w.Since), plain(w.Name))
 			other, err := lock.Read(a.ctx, pool, a.namespace, w.Name)
 			if err != nil {
 				return err
@@ -114,7 +114,7 @@ func (a *app) waitGraph(pool *pgxpool.Pool, now time.Time, s lockStory, indent s
 		}
 	}
 	for i, w := range s.Queue {
-		fmt.Fprintf(a.out, "%swaiting %d. (%s) %s on %s, pid %d, session %d, since %s, owner %s\n",
+		fmt.Fprintf(a.out, "%swaiting %d. (%s) %s on %s, pid %d, session %d, asked %s, owner %s\n",
 			indent, i+1, w.Mode, plain(w.Process), plain(w.Host), w.PID, w.Session, ago(now, w.Since), plain(w.Owner))
 	}
 	if more := s.Waiters - int64(len(s.Queue)); more > 0 && len(s.Queue) > 0 {

@@ -58,7 +58,7 @@ func TestLock(t *testing.T) {
 	for !strings.Contains(must(t, exitOK, url, "lock", "show", "x"), "workflow:42") {
 		runtime.Gosched()
 	}
-	mentions(t, must(t, exitOK, url, "lock", "show", "y"), "who waits since", "for lock x", "held (exclusive) by pawl lock run")
+	mentions(t, must(t, exitOK, url, "lock", "show", "y"), "who asked", "for lock x", "held (exclusive) by pawl lock run")
 	stop()
 	<-waited
 	must(t, exitOK, url, "lock", "release", "x", "--force", "--reason", "stuck again")
