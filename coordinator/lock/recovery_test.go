@@ -16,17 +16,11 @@ import (
 	"github.com/pawl-dev/pawl/db/devpg"
 )
 
-// hastily gives Locks whose statements end with an error when they take long.
-func hastily(t *testing.T, pool *pgxpool.Pool) *lock.Locks {
+// refuse ends the one request that waits for a lock's key, by an error of Postgres.
+func refuse(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
-	conf := pool.Config()
-	conf.ConnConfig.RuntimeParams["statement_timeout"] = "100ms"
-	hasty, err := pgxpool.NewWithConfig(bounded(t), conf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(hasty.Close)
-	return open(t, hasty, lock.Config{})
+	until(t, pool, "a request to refuse", `SELECT count(*) = 1 FROM (SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND wait_event = 'advisory' AND query LIKE '%lock_ask%') c`)
 }
 
 // block keeps everybody from changing a lock until the function is called.
@@ -50,11 +44,14 @@ func block(t *testing.T, pool *pgxpool.Pool, names ...string) func() {
 func TestRelease_refused(t *testing.T) {
 	t.Parallel()
 	pool := dbtest.New(t)
-	a, b := hastily(t, pool), open(t, pool, lock.Config{})
+	a, b := open(t, pool, lock.Config{}), open(t, pool, lock.Config{})
 	lease := acquire(t, a, bounded(t), "x")
 	unblock := block(t, pool, "x")
-	if err := lease.Release(bounded(t)); err == nil {
-		t.Error("a release beyond its statement_timeout: got nil")
+	done := make(chan error, 1)
+	go func() { done <- lease.Release(bounded(t)) }()
+	refuse(t, pool)
+	if err := <-done; db.Code(err) != "57014" {
+		t.Errorf("a release that was refused: got %v", err)
 	}
 	unblock()
 	release(t, acquire(t, b, bounded(t), "x"))
@@ -64,7 +61,7 @@ func TestRelease_refused(t *testing.T) {
 func TestWithdraw_refused(t *testing.T) {
 	t.Parallel()
 	pool := dbtest.New(t)
-	a, b := hastily(t, pool), open(t, pool, lock.Config{})
+	a, b := open(t, pool, lock.Config{PollInterval: time.Hour}), open(t, pool, lock.Config{})
 	lease := acquire(t, b, bounded(t), "x")
 	ctx, quit := context.WithCancel(bounded(t))
 	done := make(chan error, 1)
@@ -72,6 +69,7 @@ func TestWithdraw_refused(t *testing.T) {
 	waiters(t, pool, "x", 1)
 	unblock := block(t, pool, "x")
 	quit()
+	refuse(t, pool)
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want Canceled", err)
 	}
