@@ -4,19 +4,24 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator"
 	"github.com/pawl-dev/pawl/coordinator/job"
+	"github.com/pawl-dev/pawl/coordinator/lock"
 	"github.com/pawl-dev/pawl/db/dbtest"
 )
 
@@ -131,6 +136,56 @@ func TestPooler(t *testing.T) {
 	}
 	if code := serve.stop(t); code != exitOK {
 		t.Errorf("serve: exit code %d\n%s", code, serve.log)
+	}
+}
+
+// Locks need nothing of a connection either, but those that are a connection's own.
+func TestPoolerLocks(t *testing.T) {
+	t.Parallel()
+	direct, url := openPool(t)
+	pooled := newPooler(t, url, "transaction")
+	must(t, 3, pooled, "lock", "run", "--poll-only", "x", "--", "sh", "-c", "exit 3")
+	conf, err := pgxpool.ParseConfig(pooled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	pool, err := pgxpool.NewWithConfig(t.Context(), conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	locks, err := lock.Open(t.Context(), pool, lock.Config{PollOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = locks.Close(context.Background()) }()
+	var wg sync.WaitGroup
+	inside := 0
+	for range 20 {
+		wg.Go(func() {
+			err := locks.Do(t.Context(), "x", func(ctx context.Context, l *lock.Lease) error {
+				inside++
+				return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return l.Assert(ctx, tx) })
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if inside != 20 {
+		t.Errorf("%d of 20 were inside", inside)
+	}
+	if _, err := lock.OnConn(t.Context(), pool, "x"); !errors.Is(err, lock.ErrPooler) {
+		t.Errorf("a lock of a pooled connection: got %v, want ErrPooler", err)
+	}
+	own, err := lock.OnConn(t.Context(), direct, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Release(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
