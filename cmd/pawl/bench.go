@@ -284,3 +284,9 @@ func (b *bench) queue() string {
 	b.queues++
 	return fmt.Sprintf("bench-%d-%d", os.Getpid(), b.queues)
 }
+
+// bareTable makes the table of the bare inserts that some figures stand beside, and gives what drops it.
+func (b *bench) bareTable(ctx context.Context) (drop func(), err error) {
+	_, err = b.pool.Exec(ctx, "CREATE TABLE IF NOT EXISTS pawl_bench_bare (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, kind text, args json)")
+	return func() { _, _ = b.pool.Exec(context.WithoutCancel(ctx), "DROP TABLE pawl_bench_bare") }, err
+}

@@ -225,11 +225,11 @@ func rate(ctx context.Context, goroutines int, do func(ctx context.Context, g in
 // single measures enqueues in transactions of their own beside bare inserts of rows of the same size, in turn.
 func (b *bench) single(ctx context.Context) error {
 	queue := b.queue()
-	_, err := b.pool.Exec(ctx, `CREATE TABLE IF NOT EXISTS pawl_bench_bare (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, kind text, args json)`)
+	drop, err := b.bareTable(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { _, _ = b.pool.Exec(context.WithoutCancel(ctx), "DROP TABLE pawl_bench_bare") }()
+	defer drop()
 	var ours, bares, ratios []float64
 	for turn := range benchTurns + 1 { // the first, of cold connections, does not count
 		bare, err := rate(ctx, 16, func(ctx context.Context, _ int) error {

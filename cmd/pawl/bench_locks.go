@@ -174,19 +174,12 @@ func (b *bench) lockTrips(ctx context.Context) error {
 	return nil
 }
 
-// commits measures single-row commits over n connections.
+// commits measures single-row commits into the bare table over n connections.
 func (b *bench) commits(ctx context.Context, n int) (float64, error) {
-	if _, err := b.pool.Exec(ctx, "CREATE TABLE IF NOT EXISTS pawl_bench_bare (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, kind text, args json)"); err != nil {
-		return 0, err
-	}
 	return rate(ctx, n, func(ctx context.Context, _ int) error {
 		_, err := b.pool.Exec(ctx, "INSERT INTO pawl_bench_bare (kind) VALUES ('x')")
 		return err
 	})
-}
-
-func (b *bench) dropBare(ctx context.Context) {
-	_, _ = b.pool.Exec(context.WithoutCancel(ctx), "DROP TABLE IF EXISTS pawl_bench_bare")
 }
 
 // lockPairs measures one process, with 16 goroutines and with one.
@@ -196,7 +189,11 @@ func (b *bench) lockPairs(ctx context.Context) error {
 		return err
 	}
 	defer stop()
-	defer b.dropBare(ctx)
+	drop, err := b.bareTable(ctx)
+	if err != nil {
+		return err
+	}
+	defer drop()
 	name := b.queue()
 	pair := func(ctx context.Context, g int) error { return onePair(ctx, l, fmt.Sprintf("%s-%d", name, g)) }
 	var many, ratios, ones []float64
@@ -225,7 +222,11 @@ func (b *bench) lockPairs(ctx context.Context) error {
 
 // lockProcesses measures 16 processes with a name each, in turn with as many connections that commit a row each.
 func (b *bench) lockProcesses(ctx context.Context) error {
-	defer b.dropBare(ctx)
+	drop, err := b.bareTable(ctx)
+	if err != nil {
+		return err
+	}
+	defer drop()
 	name := b.queue()
 	var ps []*benchProcess
 	for i := range 16 {

@@ -14,8 +14,9 @@ type Term struct {
 	Lease  *Lease
 }
 
-// Campaign makes this process a candidate until ctx ends: whenever it is elected, it runs lead, whose context ends when the leadership does; when lead returns, or the leadership is lost or
-// taken away, it resigns, and stands again after rest. Campaign returns lead's error while it led, or the cause of ctx. An error of the database is waited out.
+// Campaign makes this process a candidate until ctx ends: whenever it is elected, it runs lead, whose context ends when the leadership does; when lead returns,
+// it resigns, and stands again after rest. Campaign returns the error of a lead whose leadership was not lost or taken away, or the cause of ctx. An error of the
+// database is waited out.
 func (l *Locks) Campaign(ctx context.Context, election string, rest time.Duration, lead func(context.Context, Term) error) error {
 	for {
 		lease, err := l.Acquire(ctx, election)

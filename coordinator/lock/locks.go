@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	connsMax     = 2 // one for each lane; the session has one more
+	connsMax     = 2 // of the requests; the session has one more
 	batchMax     = 200
 	batchTimeout = 10 * time.Second
 	closeMax     = 5 * time.Second

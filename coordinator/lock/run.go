@@ -69,11 +69,11 @@ type run struct {
 
 	mu      sync.Mutex
 	pending []*op
-	sending int  // statements under way, at most connsMax
-	crowded bool // the last one carried several requests
-	stall   *time.Timer
-	timed   bool // stall runs
-	resyncs int
+	sending int         // statements under way, at most connsMax
+	crowded bool        // the last one carried several requests
+	stall   *time.Timer // of a statement under way that takes long
+	timed   bool        // stall runs
+	resyncs int         // so far: what was done before the last one, and we do not know of, has been undone
 	ended   error
 	holds   map[int64]*hold // by token
 	waits   map[int64]*waiting
@@ -593,7 +593,7 @@ func (r *run) send(ctx context.Context, batch []*op) {
 		return
 	case batch[0].kind == opRelease || batch[0].kind == opCancel: // whatever was wrong, it is given up
 		r.soil()
-		err = wrap(err)
+		fallthrough
 	default:
 		err = wrap(err)
 	}
