@@ -22,6 +22,7 @@ BEGIN
   CASE p_parent
     WHEN 'ready' THEN RETURN pg_snapshot_xmax(pg_current_snapshot())::text::numeric;
     WHEN 'job', 'result' THEN SELECT last_value << 10 INTO v_at FROM pawl.job_id;
+    WHEN 'outbox_event' THEN SELECT last_value INTO v_at FROM pawl.outbox_event_id;
     WHEN 'claim', 'receipt' THEN SELECT last_value INTO v_at FROM pawl.claim_id_seq;
   END CASE;
   RETURN v_at;
@@ -54,7 +55,8 @@ BEGIN
   IF NOT pg_try_advisory_xact_lock(hashint8extended(0, 7005)) THEN
     RETURN 0;
   END IF;
-  FOREACH v_parent IN ARRAY ARRAY['job', 'result', 'ready', 'claim', 'receipt'] LOOP
+  FOREACH v_parent IN ARRAY ARRAY['job', 'result', 'ready', 'claim', 'receipt', 'outbox_event'] LOOP
+    CONTINUE WHEN to_regclass('pawl.' || v_parent) IS NULL;  -- a later migration makes it
     v_at := pawl.partition_position(v_parent);
     v_unit := CASE v_parent WHEN 'ready' THEN 10 WHEN 'job' THEN 1024 WHEN 'result' THEN 1024 ELSE 1 END;
     SELECT * INTO v_last FROM pawl.partition p WHERE p.parent = v_parent ORDER BY p.range_from DESC LIMIT 1;

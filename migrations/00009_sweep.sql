@@ -175,7 +175,7 @@ END $$;
 -- +goose StatementEnd
 
 -- After a dump and restore, a copy or pg_upgrade: takes each line of another cluster home, and those that stand in this one's future. Its newest claim's position becomes its base, its epoch counts up,
--- and rows of earlier epochs count as settled. Tokens of locks go on above those there are. No Pawl process may run meanwhile in the old place. Gives the number of lines.
+-- and rows of earlier epochs count as settled. Tokens of locks go on above those there are, the outbox begins a new epoch. No Pawl process may run meanwhile in the old place. Gives the number of lines, the outbox counted as one.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.rebase(p_ns smallint) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -198,6 +198,9 @@ BEGIN
     END IF;
   END LOOP;
   PERFORM pawl.lock_rebase();
+  IF pawl.outbox_rebase(p_ns) THEN
+    v_n := v_n + 1;
+  END IF;
   RETURN v_n;
 END $$;
 -- +goose StatementEnd

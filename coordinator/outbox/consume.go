@@ -1,0 +1,95 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/db"
+)
+
+// ConsumeTx hands up to limit events of a shard (from 0) of a subscription, made before by Create, to handle, in the transaction that also moves the position: what handle
+// writes to this database happens exactly once for each event. It returns how many events there were, 0 when none is waiting. An error of handle undoes both, and the same
+// events come again. One consumer of a shard works at a time, others wait. handle may publish events itself. The error is handle's, ErrNotFound, ErrPaused, ErrMoved or the
+// database's.
+func ConsumeTx(ctx context.Context, pool *pgxpool.Pool, ns int16, subscription string, shard, limit int, handle func(context.Context, pgx.Tx, []Event) error) (int, error) {
+	n := 0
+	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		var err error
+		n, err = consume(ctx, tx, max(ns, 1), subscription, shard, limit, handle)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("consume %s: %w", subscription, err)
+	}
+	return n, nil
+}
+
+func consume(ctx context.Context, tx pgx.Tx, ns int16, subscription string, shard, limit int, handle func(context.Context, pgx.Tx, []Event) error) (int, error) {
+	if limit < 1 || limit > 10_000 {
+		return 0, fmt.Errorf("%w: limit %d is outside 1 to 10000", ErrInvalid, limit)
+	}
+	q := db.New(tx)
+	s, err := q.ReadSubscription(ctx, db.ReadSubscriptionParams{Ns: ns, Name: subscription})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, ErrNotFound
+	}
+	if err != nil {
+		return 0, wrap(err)
+	}
+	if shard < 0 || shard >= int(s.Shards) {
+		return 0, fmt.Errorf("%w: there is no shard %d of %d", ErrInvalid, shard, s.Shards)
+	}
+	p := place{ns, s.ID, int16(shard), int(s.Shards)}
+	if err := q.LockSubscription(ctx, db.LockSubscriptionParams{SubscriptionID: p.id, Shard: p.shard}); err != nil {
+		return 0, err
+	}
+	at, err := p.read(ctx, q) // a statement after the one that locked
+	if err != nil {
+		return 0, err
+	}
+	was := at.batch
+	topics, paused, empty, err := p.open(ctx, q, &at) // before this transaction has an id, which no snapshot of its own lists
+	if err != nil {
+		return 0, err
+	}
+	if paused {
+		return 0, ErrPaused
+	}
+	if was != nil {
+		at.batch = was
+	} else if empty {
+		return 0, nil
+	}
+	events, err := p.page(ctx, q, at, topics, limit)
+	if err != nil {
+		return 0, err
+	}
+	if len(events) > 0 {
+		if err := handle(ctx, tx, events); err != nil {
+			return 0, err
+		}
+	}
+	if len(events) == limit {
+		at.batch.done = events[limit-1].Seq
+	} else {
+		at = at.next()
+	}
+	return len(events), p.settleDurably(ctx, tx, &at, len(events))
+}
+
+// settleDurably settles in a transaction with effects of its own, which commits as it is set to.
+func (p place) settleDurably(ctx context.Context, tx pgx.Tx, at *position, events int) error {
+	var commit string
+	if err := tx.QueryRow(ctx, "SELECT current_setting('synchronous_commit')").Scan(&commit); err != nil {
+		return err
+	}
+	if err := p.settle(ctx, db.New(tx), at, events, parks{}, false); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, "SELECT set_config('synchronous_commit', $1, true)", commit)
+	return err
+}

@@ -1,0 +1,559 @@
+-- +goose Up
+
+-- What the events of a namespace have in common. epoch and cluster: in whose transaction ids they count.
+CREATE TABLE pawl.outbox (
+  ns                smallint PRIMARY KEY REFERENCES pawl.namespace,
+  epoch             smallint NOT NULL DEFAULT 0,
+  cluster           bigint   NOT NULL,
+  payload_bytes_max int      NOT NULL DEFAULT 1048576,
+  CONSTRAINT outbox_payload_bytes_max CHECK (payload_bytes_max BETWEEN 1 AND 67108864)
+);
+
+-- An event is inserted once and never touched again; it leaves with its whole range. Ids are drawn one at a time (CACHE 1): writers of one key that hold a lock on it
+-- before they publish draw them in the order of their commits. key_hash: of the key, of the id where there is none.
+CREATE SEQUENCE pawl.outbox_event_id;
+CREATE TABLE pawl.outbox_event (
+  id           bigint      NOT NULL,
+  xid          xid8        NOT NULL,
+  created_at   timestamptz NOT NULL,
+  event_id     uuid        NOT NULL,
+  key_hash     int         NOT NULL,
+  ns           smallint    NOT NULL,
+  epoch        smallint    NOT NULL,
+  topic        text        NOT NULL,
+  key          text,
+  type         text        NOT NULL,
+  content_type text,
+  headers      json,
+  payload      bytea       NOT NULL,
+  PRIMARY KEY (ns, id)
+) PARTITION BY RANGE (id);
+CREATE INDEX outbox_event_xid ON pawl.outbox_event (ns, xid, id);
+
+-- topics NULL: all. sink: what its relays say they send to. paused_why: by an operator, by a policy, or
+-- since the receiver is gone.
+CREATE TABLE pawl.subscription (
+  ns             smallint    NOT NULL REFERENCES pawl.namespace,
+  id             int         GENERATED ALWAYS AS IDENTITY,
+  name           text        NOT NULL,
+  topics         text[],
+  shards         smallint    NOT NULL,
+  sink           text        NOT NULL DEFAULT '',
+  created_at     timestamptz NOT NULL,
+  paused_at      timestamptz,
+  paused_why     text,
+  PRIMARY KEY (ns, id),
+  UNIQUE (ns, name),
+  CONSTRAINT subscription_name_length CHECK (length(name) BETWEEN 1 AND 128),
+  CONSTRAINT subscription_shards CHECK (shards BETWEEN 1 AND 64)
+);
+
+-- Where a shard of a subscription stands: its newest row. Seen are the events of earlier epochs and, of this one, those whose transaction is below seen_xid and not in late;
+-- every id that a transaction from seen_xid on draws is above floor. A snapshot does not list those that run from its xmax on, which is only one beyond the newest that is
+-- over: so no number read beside a snapshot is such a floor. mark is: read before this row's transaction took its id, which is below the xmax of every snapshot that sees
+-- the row, it is below all that transactions from there on draw. While a batch is open (to_*), it holds what is visible in (to_xid, to_late) and was not seen, in the
+-- order of ids, none above ceiling; those up to done are settled. Who appends names the row that he goes on from, which must be the newest: that is the fence.
+CREATE TABLE pawl.subscription_batch (
+  ns              smallint    NOT NULL,
+  subscription_id int         NOT NULL,
+  shard           smallint    NOT NULL,
+  id              bigint      GENERATED ALWAYS AS IDENTITY,
+  at              timestamptz NOT NULL,
+  epoch           smallint    NOT NULL,
+  seen_xid        xid8        NOT NULL,
+  late            xid8[]      NOT NULL,
+  floor           bigint      NOT NULL,
+  mark            bigint      NOT NULL,
+  to_epoch        smallint,
+  to_xid          xid8,
+  to_late         xid8[],
+  to_floor        bigint,
+  to_mark         bigint,
+  ceiling         bigint,
+  done            bigint,
+  events          bigint      NOT NULL,
+  PRIMARY KEY (ns, subscription_id, shard, id),
+  CONSTRAINT subscription_batch_open CHECK (num_nulls(to_epoch, to_xid, to_late, to_floor, to_mark, ceiling, done) IN (0, 7))
+);
+
+-- Events that a subscription has put aside: one that failed, and those of its key after it, in the order of place. A copy, so that the outbox need not keep them.
+-- retry_at: of the first of a key, when it is tried again; dead_at: when it was given up; skipped: and its key
+-- went on without it.
+CREATE SEQUENCE pawl.parked_event_place;
+CREATE TABLE pawl.parked_event (
+  ns              smallint    NOT NULL,
+  subscription_id int         NOT NULL,
+  shard           smallint    NOT NULL,
+  place           bigint      NOT NULL,
+  id              bigint      NOT NULL,
+  key             text,
+  parked_at       timestamptz NOT NULL,
+  attempt         int         NOT NULL,
+  retry_at        timestamptz,
+  dead_at         timestamptz,
+  skipped         boolean     NOT NULL,
+  error           text,
+  created_at      timestamptz NOT NULL,
+  event_id        uuid        NOT NULL,
+  topic           text        NOT NULL,
+  type            text        NOT NULL,
+  content_type    text,
+  headers         json,
+  payload         bytea       NOT NULL,
+  PRIMARY KEY (ns, subscription_id, shard, place),
+  UNIQUE (ns, subscription_id, id)
+);
+
+-- What a relay holds while it reads or moves its position, and an operator while he changes it.
+CREATE FUNCTION pawl.subscription_key(p_subscription int, p_shard smallint) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended(($1::bigint << 16) + $2, 7012)';
+CREATE FUNCTION pawl.event_key(p_ns smallint, p_key text) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, (7013::bigint << 16) + $1)';
+
+-- The ids of the transactions that were running in a snapshot.
+CREATE FUNCTION pawl.snapshot_late(p_snap pg_snapshot) RETURNS xid8[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT COALESCE(pg_catalog.array_agg(x), ''{}'') FROM pg_catalog.pg_snapshot_xip($1) x';
+
+-- The last id that was drawn.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.outbox_last() RETURNS bigint LANGUAGE sql VOLATILE BEGIN ATOMIC
+  SELECT CASE WHEN q.is_called THEN q.last_value ELSE q.last_value - 1 END FROM pawl.outbox_event_id q;
+END;
+-- +goose StatementEnd
+
+-- A new UUID of version 7: a version 4 whose first 48 bits are the time in ms (RFC 9562, 5.7).
+-- +goose StatementBegin
+CREATE FUNCTION pawl.uuid7() RETURNS uuid LANGUAGE sql VOLATILE BEGIN ATOMIC
+  SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
+    52, 1), 53, 1), 'hex')::uuid;
+END;
+-- +goose StatementEnd
+
+-- The outbox of a namespace, made on first use.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.outbox_create(p_ns smallint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF NOT EXISTS (SELECT FROM pawl.namespace n WHERE n.ns = p_ns) THEN
+    RAISE EXCEPTION 'pawl: namespace % does not exist', p_ns USING ERRCODE = '22023', HINT = 'SELECT pawl.namespace_create(name) makes one.';
+  END IF;
+  INSERT INTO pawl.outbox (ns, cluster) VALUES (p_ns, pawl.cluster()) ON CONFLICT DO NOTHING;
+END $$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
+CREATE FUNCTION pawl.raise_event(p_bytes_max int, p_topics text[], p_keys text[], p_types text[], p_payloads bytea[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  e record;
+BEGIN
+  IF cardinality(p_topics) NOT BETWEEN 1 AND 1000 THEN
+    RAISE EXCEPTION 'pawl: a batch has 1 to 1000 events, not %', cardinality(p_topics) USING ERRCODE = '22023';
+  END IF;
+  FOR e IN SELECT * FROM ROWS FROM (unnest(p_topics), unnest(p_keys), unnest(p_types), unnest(p_payloads)) x(topic, key, type, payload) LOOP
+    IF e.topic IS NULL OR octet_length(e.topic) NOT BETWEEN 1 AND 255 THEN
+      RAISE EXCEPTION 'pawl: a topic has 1 to 255 bytes, not %', coalesce(octet_length(e.topic), 0) USING ERRCODE = '22023';
+    ELSIF e.type IS NULL OR octet_length(e.type) NOT BETWEEN 1 AND 255 THEN
+      RAISE EXCEPTION 'pawl: an event''s type has 1 to 255 bytes, not %', coalesce(octet_length(e.type), 0) USING ERRCODE = '22023';
+    ELSIF octet_length(e.key) > 1024 THEN
+      RAISE EXCEPTION 'pawl: a key of % bytes exceeds the 1024 allowed', octet_length(e.key) USING ERRCODE = '22023';
+    ELSIF e.payload IS NULL THEN
+      RAISE EXCEPTION 'pawl: an event''s payload may be empty, not NULL' USING ERRCODE = '22023';
+    ELSIF octet_length(e.payload) > p_bytes_max THEN
+      RAISE EXCEPTION 'pawl: a payload of % bytes exceeds the % allowed', octet_length(e.payload), p_bytes_max
+        USING ERRCODE = 'PW002', HINT = 'Store the payload elsewhere and publish its key, or raise payload_bytes_max in pawl.outbox.';
+    END IF;
+  END LOOP;
+  RAISE EXCEPTION 'pawl: the lists of a batch of events differ in length' USING ERRCODE = '22023';
+END $$;
+-- +goose StatementEnd
+
+-- Publishes up to 1,000 events in the caller's transaction, in the order given: they exist when it commits, and leave nothing if it does not. All lists are as long as
+-- p_topics; p_keys, p_content_types, p_headers and p_event_ids may hold NULL. Raises PW002 for a payload beyond payload_bytes_max, PW003 when the database was moved to another cluster, 22023 on a bad argument.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.publish_many(p_ns smallint, p_topics text[], p_keys text[], p_types text[], p_payloads bytea[], p_content_types text[], p_headers json[],
+  p_event_ids uuid[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_n     int := cardinality(p_topics);
+  v_xid   xid8 := pg_current_xact_id();  -- before an id is drawn: see subscription_batch.floor
+  v_epoch smallint;
+  v_home  boolean;
+  v_max   int;
+  v_good  boolean;
+BEGIN
+  SELECT o.epoch, pawl.is_home(o.cluster), o.payload_bytes_max INTO v_epoch, v_home, v_max FROM pawl.outbox o WHERE o.ns = p_ns;
+  IF NOT FOUND THEN
+    PERFORM pawl.outbox_create(p_ns);
+    PERFORM pawl.publish_many(p_ns, p_topics, p_keys, p_types, p_payloads, p_content_types, p_headers, p_event_ids);
+    RETURN;
+  END IF;
+  IF NOT v_home THEN
+    PERFORM pawl.raise_outbox_moved();
+  END IF;
+  SELECT bool_and((octet_length(e.topic) BETWEEN 1 AND 255 AND octet_length(e.type) BETWEEN 1 AND 255 AND octet_length(e.payload) <= v_max) IS TRUE
+      AND (octet_length(e.key) > 1024) IS NOT TRUE)
+    INTO v_good FROM ROWS FROM (unnest(p_topics), unnest(p_keys), unnest(p_types), unnest(p_payloads)) e(topic, key, type, payload);
+  IF v_good IS NOT TRUE OR v_n NOT BETWEEN 1 AND 1000 OR cardinality(p_keys) <> v_n OR cardinality(p_types) <> v_n OR cardinality(p_payloads) <> v_n
+      OR cardinality(p_content_types) <> v_n OR cardinality(p_headers) <> v_n OR cardinality(p_event_ids) <> v_n THEN
+    PERFORM pawl.raise_event(v_max, p_topics, p_keys, p_types, p_payloads);
+  END IF;
+  -- The ids in a sub-select of their own, so that they ascend with the order given.
+  INSERT INTO pawl.outbox_event (id, xid, created_at, event_id, key_hash, ns, epoch, topic, key, type, content_type, headers, payload)
+    SELECT e.id, v_xid, now(), coalesce(e.event_id, pawl.uuid7()), coalesce(hashtext(e.key), hashint8(e.id)), p_ns, v_epoch, e.topic, e.key, e.type,
+      e.content_type, e.headers, e.payload
+    FROM (
+      SELECT nextval('pawl.outbox_event_id') AS id, x.*
+      FROM ROWS FROM (unnest(p_topics), unnest(p_keys), unnest(p_types), unnest(p_payloads), unnest(p_content_types), unnest(p_headers), unnest(p_event_ids))
+        WITH ORDINALITY x(topic, key, type, payload, content_type, headers, event_id, i)
+      ORDER BY x.i OFFSET 0) e;
+END $$;
+-- +goose StatementEnd
+
+-- +goose StatementBegin
+CREATE FUNCTION pawl.raise_outbox_moved() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RAISE EXCEPTION 'pawl: the outbox was last used in another database cluster'
+    USING ERRCODE = 'PW003', HINT = 'After a restore, a copy or pg_upgrade run "pawl doctor --rebase" once, then try again.';
+END $$;
+-- +goose StatementEnd
+
+-- Publishes one event in the caller's transaction and gives its id, for SQL and triggers. Raises what publish_many does.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.publish(p_ns smallint, p_topic text, p_key text, p_type text, p_payload json, p_headers json DEFAULT NULL, p_event_id uuid DEFAULT NULL) RETURNS uuid
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_payload bytea := convert_to(p_payload::text, 'UTF8');
+  v_event   uuid := coalesce(p_event_id, pawl.uuid7());
+  v_epoch   smallint;
+  v_home    boolean;
+  v_max     int;
+  v_xid     xid8 := pg_current_xact_id();  -- before the id is drawn: see subscription_batch.floor
+  v_id      bigint;
+BEGIN
+  SELECT o.epoch, pawl.is_home(o.cluster), o.payload_bytes_max, nextval('pawl.outbox_event_id') INTO v_epoch, v_home, v_max, v_id
+    FROM pawl.outbox o WHERE o.ns = p_ns;
+  IF NOT FOUND THEN
+    PERFORM pawl.outbox_create(p_ns);
+    RETURN pawl.publish(p_ns, p_topic, p_key, p_type, p_payload, p_headers, v_event);
+  END IF;
+  IF NOT v_home THEN
+    PERFORM pawl.raise_outbox_moved();
+  END IF;
+  IF (octet_length(p_topic) BETWEEN 1 AND 255 AND octet_length(p_type) BETWEEN 1 AND 255 AND octet_length(v_payload) <= v_max) IS NOT TRUE
+      OR octet_length(p_key) > 1024 THEN
+    PERFORM pawl.raise_event(v_max, ARRAY[p_topic], ARRAY[p_key], ARRAY[p_type], ARRAY[v_payload]);
+  END IF;
+  INSERT INTO pawl.outbox_event (id, xid, created_at, event_id, key_hash, ns, epoch, topic, key, type, content_type, headers, payload)
+    VALUES (v_id, v_xid, now(), v_event, coalesce(hashtext(p_key), hashint8(v_id)), p_ns, v_epoch, p_topic, p_key, p_type, NULL, p_headers, v_payload);
+  RETURN v_event;
+END $$;
+-- +goose StatementEnd
+
+-- Keeps others that call it for the same keys from publishing until this transaction ends, so that the order of publishing is that of the commits. Sorted: no two deadlock.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.ordered(p_ns smallint, p_keys text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_key bigint;
+BEGIN
+  FOR v_key IN SELECT DISTINCT pawl.event_key(p_ns, k) FROM unnest(p_keys) k ORDER BY 1 LOOP
+    PERFORM pg_advisory_xact_lock(v_key);
+  END LOOP;
+END $$;
+-- +goose StatementEnd
+
+-- A subscription of that name, made if there is none. p_beginning: it begins with the oldest event kept, else with what commits from now on. One that exists keeps its
+-- place; its topics and sink become those given. Raises 22023 for other shards than it has.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.subscription_create(p_ns smallint, p_name text, p_topics text[], p_shards smallint, p_sink text, p_beginning boolean, OUT id int, OUT created boolean)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  s      pawl.subscription;
+  v_snap pg_snapshot;
+BEGIN
+  PERFORM pawl.require_read_committed();
+  PERFORM pawl.outbox_create(p_ns);
+  created := false;
+  IF p_name IS NULL OR length(p_name) NOT BETWEEN 1 AND 128 THEN
+    RAISE EXCEPTION 'pawl: a subscription''s name has 1 to 128 characters, not %', coalesce(length(p_name), 0) USING ERRCODE = '22023';
+  END IF;
+  IF p_shards IS NULL OR p_shards NOT BETWEEN 1 AND 64 THEN
+    RAISE EXCEPTION 'pawl: % shards is outside 1 to 64', p_shards USING ERRCODE = '22023';
+  END IF;
+  PERFORM pg_advisory_xact_lock(hashtextextended(p_name, (7014::bigint << 16) + p_ns));
+  SELECT * INTO s FROM pawl.subscription x WHERE x.ns = p_ns AND x.name = p_name;
+  IF FOUND THEN
+    IF s.shards <> p_shards THEN
+      RAISE EXCEPTION 'pawl: subscription % has % shards, not %', p_name, s.shards, p_shards USING ERRCODE = '22023',
+        HINT = 'The number of shards is fixed when a subscription is made. Make another one under a new name.';
+    END IF;
+    IF s.topics IS DISTINCT FROM p_topics OR s.sink <> p_sink THEN
+      UPDATE pawl.subscription x SET topics = p_topics, sink = p_sink WHERE x.ns = p_ns AND x.id = s.id;
+    END IF;
+    id := s.id;
+    RETURN;
+  END IF;
+  created := true;
+  INSERT INTO pawl.subscription (ns, name, topics, shards, sink, created_at) VALUES (p_ns, p_name, p_topics, p_shards, p_sink, now())
+    RETURNING subscription.id INTO subscription_create.id;
+  v_snap := pg_current_snapshot();
+  INSERT INTO pawl.subscription_batch (ns, subscription_id, shard, at, epoch, seen_xid, late, floor, mark, events)
+    SELECT p_ns, subscription_create.id, i, clock_timestamp(), CASE WHEN p_beginning THEN 0 ELSE o.epoch END, CASE WHEN p_beginning THEN '0'::xid8 ELSE pg_snapshot_xmax(v_snap) END,
+      CASE WHEN p_beginning THEN '{}' ELSE pawl.snapshot_late(v_snap) END, 0, 0, 0
+    FROM pawl.outbox o CROSS JOIN generate_series(0, p_shards - 1) i WHERE o.ns = p_ns;
+END $$;
+-- +goose StatementEnd
+
+-- Where a shard stands, and what its subscription says.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.subscription_position(p_ns smallint, p_subscription int, p_shard smallint) RETURNS SETOF pawl.subscription_batch LANGUAGE sql STABLE BEGIN ATOMIC
+  SELECT b.* FROM pawl.subscription_batch b WHERE b.ns = p_ns AND b.subscription_id = p_subscription AND b.shard = p_shard ORDER BY b.id DESC LIMIT 1;
+END;
+-- +goose StatementEnd
+
+-- Opens a batch after a position in p_epoch: all that is committed by now. The mark is read before the snapshot and the ceiling after it, each in a statement of its own.
+-- A batch of an earlier epoch holds all that is left of it; the next one begins at the front of the next epoch. Must come before its transaction has an id, which no
+-- snapshot of its own lists: PW005. Raises PW003 when the database was moved to another cluster.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.outbox_open(p_ns smallint, p_subscription int, p_epoch smallint,
+  OUT to_epoch smallint, OUT to_xid xid8, OUT to_late xid8[], OUT to_mark bigint, OUT ceiling bigint, OUT topics text[], OUT paused boolean)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_home boolean;
+  v_snap pg_snapshot;
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' OR pg_current_xact_id_if_assigned() IS NOT NULL THEN
+    RAISE EXCEPTION 'pawl: a batch is opened in a READ COMMITTED transaction that has not written' USING ERRCODE = 'PW005';
+  END IF;
+  SELECT o.epoch, pawl.is_home(o.cluster), s.topics, s.paused_at IS NOT NULL INTO to_epoch, v_home, topics, paused
+    FROM pawl.outbox o JOIN pawl.subscription s ON s.ns = o.ns AND s.id = p_subscription WHERE o.ns = p_ns;
+  IF NOT v_home THEN
+    PERFORM pawl.raise_outbox_moved();
+  END IF;
+  IF to_epoch > p_epoch THEN
+    to_epoch := p_epoch + 1;
+    to_xid := '18446744073709551615';
+    to_late := '{}';
+    to_mark := 0;
+    ceiling := pawl.outbox_last();
+    RETURN;
+  END IF;
+  to_mark := pawl.outbox_last();
+  v_snap := pg_current_snapshot();
+  to_xid := pg_snapshot_xmax(v_snap);
+  to_late := pawl.snapshot_late(v_snap);
+  ceiling := pawl.outbox_last();
+END $$;
+-- +goose StatementEnd
+
+-- A page of a batch: up to p_limit events of one shard after p_done, in the order of ids. last: up to where it has looked, which is the ceiling when nothing is left.
+-- Two scans: those of transactions that committed late, by their ids, and those of newer transactions, which all stand above the floor.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.outbox_page(p_ns smallint, p_topics text[], p_shards int, p_shard int, p_epoch smallint, p_seen_xid xid8, p_late xid8[], p_floor bigint,
+  p_to_xid xid8, p_to_late xid8[], p_ceiling bigint, p_done bigint, p_limit int)
+RETURNS TABLE (id bigint, created_at timestamptz, event_id uuid, topic text, key text, type text, content_type text, headers json, payload bytea)
+LANGUAGE plpgsql STABLE ROWS 1000 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+BEGIN
+  RETURN QUERY
+    SELECT e.id, e.created_at, e.event_id, e.topic, e.key, e.type, e.content_type, e.headers, e.payload
+    FROM (
+      (SELECT x.* FROM unnest(p_late) l CROSS JOIN LATERAL (
+          SELECT y.* FROM pawl.outbox_event y WHERE y.ns = p_ns AND y.xid = l AND y.id > p_done AND y.id <= p_ceiling AND y.epoch = p_epoch
+            AND (p_topics IS NULL OR y.topic = ANY (p_topics)) AND (y.key_hash & 2147483647) % p_shards = p_shard
+          ORDER BY y.id LIMIT p_limit) x
+        WHERE l < p_to_xid AND NOT l = ANY (p_to_late)
+        ORDER BY x.id LIMIT p_limit)
+      UNION ALL
+      (SELECT y.* FROM pawl.outbox_event y
+        WHERE y.ns = p_ns AND y.id > greatest(p_done, p_floor) AND y.id <= p_ceiling AND y.epoch = p_epoch
+          AND y.xid >= p_seen_xid AND y.xid < p_to_xid AND NOT y.xid = ANY (p_late) AND NOT y.xid = ANY (p_to_late)
+          AND (p_topics IS NULL OR y.topic = ANY (p_topics)) AND (y.key_hash & 2147483647) % p_shards = p_shard
+        ORDER BY y.id LIMIT p_limit)
+      ORDER BY id LIMIT p_limit) e;
+END $$;
+-- +goose StatementEnd
+
+-- Moves a shard on from the position p_from to the one given, and puts events of the batch aside: those that failed (p_retry_ms: when to try again, NULL with p_dead: never)
+-- and those of their keys after them (both NULL). Gives the new position's id. Commits asynchronously: what a crash undoes is delivered again. Raises PW001 when p_from is
+-- not the newest any more: another relay or an operator has moved it.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.outbox_settle(p_ns smallint, p_subscription int, p_shard smallint, p_from bigint,
+  p_epoch smallint, p_seen_xid xid8, p_late xid8[], p_floor bigint, p_mark bigint, p_to_epoch smallint, p_to_xid xid8, p_to_late xid8[], p_to_floor bigint,
+  p_to_mark bigint, p_ceiling bigint, p_done bigint,
+  p_events bigint, p_ids bigint[], p_attempts int[], p_retry_ms bigint[], p_dead boolean[], p_errors text[],
+  p_skip boolean) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+DECLARE
+  v_now    timestamptz;
+  v_id     bigint;
+  v_events bigint;
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
+  PERFORM pg_advisory_xact_lock(pawl.subscription_key(p_subscription, p_shard));
+  SELECT b.id, b.events INTO v_id, v_events FROM pawl.subscription_position(p_ns, p_subscription, p_shard) b;
+  IF v_id IS DISTINCT FROM p_from THEN
+    RAISE EXCEPTION 'pawl: the position of subscription % shard % was moved by somebody else', p_subscription, p_shard USING ERRCODE = 'PW001';
+  END IF;
+  v_now := clock_timestamp();
+  IF cardinality(p_ids) > 0 THEN
+    INSERT INTO pawl.parked_event (ns, subscription_id, shard, place, id, key, parked_at, attempt, retry_at, dead_at, skipped, error, created_at, event_id, topic, type,
+        content_type, headers, payload)
+      SELECT p_ns, p_subscription, p_shard, nextval('pawl.parked_event_place'), p.id, e.key, v_now, p.attempt, v_now + p.retry_ms * interval '1 ms',
+        CASE WHEN p.dead THEN v_now END, p.dead AND p_skip, nullif(p.error, ''), e.created_at, e.event_id, e.topic, e.type, e.content_type, e.headers, e.payload
+      FROM (SELECT * FROM ROWS FROM (unnest(p_ids), unnest(p_attempts), unnest(p_retry_ms), unnest(p_dead), unnest(p_errors)) x(id, attempt, retry_ms, dead, error)
+        ORDER BY x.id) p
+      CROSS JOIN LATERAL (SELECT y.* FROM pawl.outbox_event y WHERE y.ns = p_ns AND y.id = p.id OFFSET 0) e
+      ON CONFLICT (ns, subscription_id, id) DO NOTHING;
+    -- A key may have been drained since its event was read.
+    PERFORM pawl.parked_lead(p_ns, p_subscription, p_shard, k.key) FROM (
+      SELECT DISTINCT e.key FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.id = ANY (p_ids) AND e.key IS NOT NULL AND NOT e.skipped) k;
+  END IF;
+  INSERT INTO pawl.subscription_batch (ns, subscription_id, shard, at, epoch, seen_xid, late, floor, mark, to_epoch, to_xid, to_late, to_floor, to_mark,
+      ceiling, done, events)
+    VALUES (p_ns, p_subscription, p_shard, v_now, p_epoch, p_seen_xid, p_late, p_floor, p_mark, p_to_epoch, p_to_xid, p_to_late, p_to_floor, p_to_mark, p_ceiling, p_done,
+      v_events + p_events)
+    RETURNING id INTO v_id;
+  RETURN v_id;
+END $$;
+-- +goose StatementEnd
+
+-- Lets the first parked event of a key be tried now, unless it waits for its time or is given up.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.parked_lead(p_ns smallint, p_subscription int, p_shard smallint, p_key text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  UPDATE pawl.parked_event e SET retry_at = clock_timestamp()
+    WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.retry_at IS NULL AND e.dead_at IS NULL
+      AND e.place = (SELECT min(f.place) FROM pawl.parked_event f WHERE f.ns = p_ns AND f.subscription_id = p_subscription AND f.shard = p_shard AND f.key = p_key AND NOT f.skipped);
+END $$;
+-- +goose StatementEnd
+
+-- After an attempt at parked events of one key: those delivered leave, the one that failed waits again or is given up (p_dead), with p_skip so that its key goes on without it.
+-- p_key NULL: of none, or one skipped before.
+-- Gives how many of the key are left in the way.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.parked_settle(p_ns smallint, p_subscription int, p_shard smallint, p_key text, p_delivered bigint[], p_failed bigint, p_attempt int, p_retry_ms bigint,
+  p_dead boolean, p_skip boolean, p_error text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+BEGIN
+  PERFORM pg_advisory_xact_lock(pawl.subscription_key(p_subscription, p_shard));
+  DELETE FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.id = ANY (p_delivered);
+  UPDATE pawl.parked_event e SET attempt = p_attempt, error = p_error, retry_at = clock_timestamp() + p_retry_ms * interval '1 ms',
+      dead_at = CASE WHEN p_dead THEN clock_timestamp() END, skipped = e.skipped OR p_dead AND p_skip
+    WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.id = p_failed;
+  IF p_key IS NULL THEN
+    RETURN 0;
+  END IF;
+  PERFORM pawl.parked_lead(p_ns, p_subscription, p_shard, p_key);
+  RETURN (SELECT count(*) FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.key = p_key AND NOT e.skipped);
+END $$;
+-- +goose StatementEnd
+
+-- Pauses a subscription, or resumes it (p_why NULL). False: there is none of that name.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.subscription_pause(p_ns smallint, p_name text, p_why text) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  UPDATE pawl.subscription s SET paused_at = CASE WHEN p_why IS NOT NULL THEN coalesce(s.paused_at, now()) END, paused_why = coalesce(CASE WHEN s.paused_at IS NOT NULL AND p_why IS NOT NULL THEN s.paused_why END, p_why)
+    WHERE s.ns = p_ns AND s.name = p_name;
+  RETURN FOUND;
+END $$;
+-- +goose StatementEnd
+
+-- Delivers everything from an event on again: p_id and all after it that is kept, and some before it if it is among the newest. Gives the number of shards; NULL: there is no such subscription.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.subscription_rewind(p_ns smallint, p_name text, p_id bigint) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+DECLARE
+  s pawl.subscription;
+  b pawl.subscription_batch;
+BEGIN
+  SELECT * INTO s FROM pawl.subscription x WHERE x.ns = p_ns AND x.name = p_name;
+  IF NOT FOUND THEN
+    RETURN NULL;
+  END IF;
+  FOR i IN 0 .. s.shards - 1 LOOP
+    PERFORM pg_advisory_xact_lock(pawl.subscription_key(s.id, i::smallint));
+    SELECT * INTO b FROM pawl.subscription_position(p_ns, s.id, i::smallint);
+    -- What was running when it was last looked at may still commit below p_id.
+    INSERT INTO pawl.subscription_batch (ns, subscription_id, shard, at, epoch, seen_xid, late, floor, mark, events)
+      VALUES (p_ns, s.id, i, clock_timestamp(), coalesce((SELECT min(e.epoch) FROM pawl.outbox_event e WHERE e.ns = p_ns AND e.id = p_id), b.epoch), '0',
+        b.late || coalesce(b.to_late, '{}'), least(p_id - 1, b.floor), b.mark, b.events);
+  END LOOP;
+  RETURN s.shards;
+END $$;
+-- +goose StatementEnd
+
+-- Has parked events tried now, those given up too: of one key, or all (NULL). p_drop: removes those given up instead. Gives their number; -1: there is no such subscription.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.subscription_replay(p_ns smallint, p_name text, p_key text, p_drop boolean) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+DECLARE
+  s   pawl.subscription;
+  v_n bigint;
+BEGIN
+  SELECT * INTO s FROM pawl.subscription x WHERE x.ns = p_ns AND x.name = p_name;
+  IF NOT FOUND THEN
+    RETURN -1;
+  END IF;
+  FOR i IN 0 .. s.shards - 1 LOOP
+    PERFORM pg_advisory_xact_lock(pawl.subscription_key(s.id, i::smallint));
+  END LOOP;
+  IF p_drop THEN
+    DELETE FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = s.id AND e.dead_at IS NOT NULL AND (p_key IS NULL OR e.key = p_key);
+  ELSE
+    UPDATE pawl.parked_event e SET dead_at = NULL, retry_at = clock_timestamp(), attempt = CASE WHEN e.dead_at IS NULL THEN e.attempt ELSE 0 END
+      WHERE e.ns = p_ns AND e.subscription_id = s.id AND (e.dead_at IS NOT NULL OR e.retry_at IS NOT NULL) AND (p_key IS NULL OR e.key = p_key);
+  END IF;
+  GET DIAGNOSTICS v_n = ROW_COUNT;
+  PERFORM pawl.parked_lead(p_ns, s.id, k.shard, k.key) FROM (
+    SELECT DISTINCT e.shard, e.key FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = s.id AND e.key IS NOT NULL AND NOT e.skipped AND (p_key IS NULL OR e.key = p_key)) k;
+  RETURN v_n;
+END $$;
+-- +goose StatementEnd
+
+-- The sweep "outbox": removes positions older than p_keep, but each shard's newest, up to p_limit. NULL: another node is at it.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.sweep_outbox(p_ns smallint, p_keep interval, p_limit int) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+DECLARE
+  v_n bigint;
+BEGIN
+  IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'outbox')) THEN
+    RETURN NULL;
+  END IF;
+  DELETE FROM pawl.subscription_batch b USING (
+      SELECT x.subscription_id, x.shard, x.id FROM pawl.subscription_batch x
+      WHERE x.ns = p_ns AND x.at < clock_timestamp() - p_keep
+        AND x.id < (SELECT n.id FROM pawl.subscription_position(p_ns, x.subscription_id, x.shard) n)
+      ORDER BY x.subscription_id, x.shard, x.id LIMIT p_limit) o
+    WHERE b.ns = p_ns AND b.subscription_id = o.subscription_id AND b.shard = o.shard AND b.id = o.id;
+  GET DIAGNOSTICS v_n = ROW_COUNT;
+  RETURN v_n;
+END $$;
+-- +goose StatementEnd
+
+-- Takes the outbox of a namespace home after a move to another cluster: what was published before counts in an epoch of its own, and none of it is lost. Part of rebase.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.outbox_rebase(p_ns smallint) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  UPDATE pawl.outbox o SET epoch = o.epoch + 1, cluster = pawl.cluster()
+    WHERE o.ns = p_ns AND (o.cluster <> pawl.cluster() OR EXISTS (
+      SELECT FROM pawl.subscription s CROSS JOIN LATERAL generate_series(0, s.shards - 1) i CROSS JOIN LATERAL pawl.subscription_position(s.ns, s.id, i::smallint) b
+      WHERE s.ns = o.ns AND b.epoch = o.epoch AND b.seen_xid > pg_snapshot_xmax(pg_current_snapshot())));
+  RETURN FOUND;
+END $$;
+-- +goose StatementEnd
+
+SELECT pawl.partition_ahead();
+
+-- +goose Down
+DROP FUNCTION pawl.outbox_rebase, pawl.sweep_outbox, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_lead,
+  pawl.outbox_settle, pawl.outbox_page, pawl.outbox_open, pawl.subscription_position, pawl.subscription_create, pawl.ordered, pawl.publish, pawl.raise_outbox_moved,
+  pawl.publish_many, pawl.raise_event, pawl.outbox_create, pawl.uuid7, pawl.outbox_last, pawl.snapshot_late, pawl.event_key, pawl.subscription_key;
+DROP TABLE pawl.parked_event, pawl.subscription_batch, pawl.subscription, pawl.outbox_event, pawl.outbox;
+DROP SEQUENCE pawl.parked_event_place, pawl.outbox_event_id;
+DELETE FROM pawl.partition p WHERE p.parent = 'outbox_event';
