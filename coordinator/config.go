@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/pawl-dev/pawl/coordinator/outbox"
 )
 
 // Config configures a coordinator. Its zero value works.
@@ -18,6 +20,8 @@ type Config struct {
 	DueMax time.Duration
 	// PollOnly turns hints (LISTEN) off, as behind a transaction pooler. Default: a hint makes the due sweep look at once.
 	PollOnly bool
+	// Subscriptions are relayed by Run: of all coordinators that have a subscription, one relays each shard of it at a time. Namespace is the coordinator's.
+	Subscriptions []outbox.Subscription
 	// Logger receives what the sweeps did. Default: none.
 	Logger *slog.Logger
 }
@@ -28,12 +32,13 @@ const (
 	SweepDue        = "due"        // moves scheduled jobs whose time has come to the line
 	SweepDedupe     = "dedupe"     // removes dedupe keys whose job or window is over
 	SweepLocks      = "locks"      // removes what newer states of locks have replaced, and grants what is due
+	SweepOutbox     = "outbox"     // removes positions of subscriptions that newer ones have replaced
 	SweepPartitions = "partitions" // makes the hot tables' next ranges
 )
 
 // SweepNames returns the names of all sweeps, in the order of their urgency.
 func SweepNames() []string {
-	return []string{SweepSessions, SweepDue, SweepDedupe, SweepLocks, SweepPartitions}
+	return []string{SweepSessions, SweepDue, SweepDedupe, SweepLocks, SweepOutbox, SweepPartitions}
 }
 
 // SweepSpecs are the default times of the sweeps that run by the clock. The due sweep has none: it runs at the next due time.
@@ -41,6 +46,7 @@ var SweepSpecs = map[string]string{
 	SweepSessions:   "@every 5s",
 	SweepDedupe:     "@every 1m",
 	SweepLocks:      "@every 10s",
+	SweepOutbox:     "@every 10s",
 	SweepPartitions: "@every 1m",
 }
 
@@ -82,6 +88,16 @@ func (c Config) validate() error {
 	}
 	if c.DueMax < 10*time.Millisecond {
 		faults = append(faults, fmt.Errorf("coordinator: DueMax of %s is below 10 ms", c.DueMax))
+	}
+	names := map[string]bool{}
+	for _, s := range c.Subscriptions {
+		if err := s.Validate(); err != nil {
+			faults = append(faults, err)
+		}
+		if names[s.Name] {
+			faults = append(faults, fmt.Errorf("coordinator: there are two subscriptions %q", s.Name))
+		}
+		names[s.Name] = true
 	}
 	return errors.Join(faults...)
 }

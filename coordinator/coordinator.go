@@ -1,4 +1,4 @@
-// Package coordinator runs the sweeps that put right what crashed and start what is due.
+// Package coordinator runs the sweeps that put right what crashed and start what is due, and the relays of subscriptions.
 //
 // Any number of coordinators may run: each sweep begins with an advisory lock that one of them gets, the others skip. Every sweep is bounded,
 // reports what it did in pawl.sweep, and may die anywhere; the next one goes on.
@@ -54,6 +54,8 @@ func New(pool *pgxpool.Pool, conf Config) (*Coordinator, error) {
 // Run sweeps until ctx is cancelled, waits for the sweeps at work and returns nil. An error means that it could not start; later ones are logged and
 // kept with the sweep.
 func (c *Coordinator) Run(ctx context.Context) error {
+	ctx, stopDue := context.WithCancel(ctx)
+	defer stopDue()
 	if _, err := c.q.ListSweeps(ctx, c.conf.Namespace); err != nil {
 		if db.IsUnmigrated(err) {
 			return fmt.Errorf("%w (%s)", ErrSchema, db.Message(err))
@@ -70,10 +72,14 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	c.conf.Logger.Info("coordinator started", "namespace", c.conf.Namespace)
 	var due sync.WaitGroup
 	due.Go(func() { c.runDue(ctx) })
-	<-ctx.Done()
+	err := c.relay(ctx) // until ctx ends, unless it cannot start
+	if err == nil {
+		<-ctx.Done()
+	}
+	stopDue()
 	<-clock.Stop().Done()
 	due.Wait()
-	return nil
+	return err
 }
 
 func (c *Coordinator) sweepLogged(ctx context.Context, name string) {

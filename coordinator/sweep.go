@@ -44,6 +44,8 @@ func (c *Coordinator) Sweep(ctx context.Context, name string) (Report, error) {
 		err = c.sweepDedupe(ctx, &r)
 	case SweepLocks:
 		err = c.sweepLocks(ctx, &r)
+	case SweepOutbox:
+		err = c.sweepOutbox(ctx, &r)
 	case SweepPartitions:
 		var made int32
 		made, err = c.q.SweepPartitions(ctx)

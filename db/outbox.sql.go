@@ -67,6 +67,23 @@ func (q *Queries) CreateSubscription(ctx context.Context, arg CreateSubscription
 	return i, err
 }
 
+const firstEventSince = `-- name: FirstEventSince :one
+SELECT coalesce(min(e.id), 0)::bigint AS id FROM pawl.outbox_event e WHERE e.ns = $1::smallint AND e.created_at >= $2::timestamptz
+`
+
+type FirstEventSinceParams struct {
+	Ns    int16
+	Since time.Time
+}
+
+// The oldest event kept that was published at that time or later; 0: none.
+func (q *Queries) FirstEventSince(ctx context.Context, arg FirstEventSinceParams) (int64, error) {
+	row := q.db.QueryRow(ctx, firstEventSince, arg.Ns, arg.Since)
+	var id int64
+	err := row.Scan(&id)
+	return id, err
+}
+
 const listDueParked = `-- name: ListDueParked :many
 SELECT (CASE WHEN e.skipped THEN '' ELSE coalesce(e.key, '') END)::text AS key, e.id::bigint AS id FROM pawl.parked_event e
 WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL AND e.retry_at <= clock_timestamp()
@@ -168,6 +185,66 @@ func (q *Queries) ListEvents(ctx context.Context, arg ListEventsParams) ([]ListE
 			&i.ContentType,
 			&i.Headers,
 			&i.Payload,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listParked = `-- name: ListParked :many
+SELECT e.id::bigint AS id, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type, e.parked_at::timestamptz AS parked_at,
+  e.attempt::int AS attempt, e.retry_at, e.dead_at, coalesce(e.error, '')::text AS error
+FROM pawl.parked_event e JOIN pawl.subscription s ON s.ns = e.ns AND s.id = e.subscription_id
+WHERE e.ns = $1::smallint AND s.name = $2::text
+ORDER BY e.place
+LIMIT $3::int
+`
+
+type ListParkedParams struct {
+	Ns        int16
+	Name      string
+	LimitRows int32
+}
+
+type ListParkedRow struct {
+	ID       int64
+	EventID  string
+	Topic    string
+	Key      string
+	Type     string
+	ParkedAt time.Time
+	Attempt  int32
+	RetryAt  *time.Time
+	DeadAt   *time.Time
+	Error    string
+}
+
+// In the order of place, those of all shards. dead_at: when it was given up.
+func (q *Queries) ListParked(ctx context.Context, arg ListParkedParams) ([]ListParkedRow, error) {
+	rows, err := q.db.Query(ctx, listParked, arg.Ns, arg.Name, arg.LimitRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListParkedRow
+	for rows.Next() {
+		var i ListParkedRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.EventID,
+			&i.Topic,
+			&i.Key,
+			&i.Type,
+			&i.ParkedAt,
+			&i.Attempt,
+			&i.RetryAt,
+			&i.DeadAt,
+			&i.Error,
 		); err != nil {
 			return nil, err
 		}

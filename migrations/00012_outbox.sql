@@ -111,8 +111,10 @@ CREATE FUNCTION pawl.event_key(p_ns smallint, p_key text) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashtextextended($2, (7013::bigint << 16) + $1)';
 
 -- The ids of the transactions that were running in a snapshot.
+-- +goose StatementBegin
 CREATE FUNCTION pawl.snapshot_late(p_snap pg_snapshot) RETURNS xid8[]
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT COALESCE(pg_catalog.array_agg(x), ''{}'') FROM pg_catalog.pg_snapshot_xip($1) x';
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$ BEGIN RETURN ARRAY(SELECT x FROM pg_snapshot_xip(p_snap) x); END $$;
+-- +goose StatementEnd
 
 -- The last id that was drawn.
 -- +goose StatementBegin

@@ -103,6 +103,15 @@ WHERE s.ns = @ns::smallint
 ORDER BY s.name
 LIMIT @limit_rows::int;
 
+-- name: ListParked :many
+-- In the order of place, those of all shards. dead_at: when it was given up.
+SELECT e.id::bigint AS id, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type, e.parked_at::timestamptz AS parked_at,
+  e.attempt::int AS attempt, e.retry_at, e.dead_at, coalesce(e.error, '')::text AS error
+FROM pawl.parked_event e JOIN pawl.subscription s ON s.ns = e.ns AND s.id = e.subscription_id
+WHERE e.ns = @ns::smallint AND s.name = @name::text
+ORDER BY e.place
+LIMIT @limit_rows::int;
+
 -- name: ListEvents :many
 -- Newest first.
 SELECT e.id::bigint AS id, e.created_at::timestamptz AS created_at, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type,
@@ -112,3 +121,7 @@ WHERE e.ns = @ns::smallint AND (@topic::text = '' OR e.topic = @topic::text) AND
   AND (@event_id::text = '' OR e.event_id = nullif(@event_id::text, '')::uuid)
 ORDER BY e.id DESC
 LIMIT @limit_rows::int;
+
+-- name: FirstEventSince :one
+-- The oldest event kept that was published at that time or later; 0: none.
+SELECT coalesce(min(e.id), 0)::bigint AS id FROM pawl.outbox_event e WHERE e.ns = @ns::smallint AND e.created_at >= @since::timestamptz;

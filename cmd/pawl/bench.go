@@ -18,8 +18,9 @@ import (
 )
 
 type benchCmd struct {
-	Jobs  benchJobsCmd  `cmd:"" help:"Measure the job engine."`
-	Locks benchLocksCmd `cmd:"" help:"Measure locks."`
+	Jobs   benchJobsCmd   `cmd:"" help:"Measure the job engine."`
+	Locks  benchLocksCmd  `cmd:"" help:"Measure locks."`
+	Outbox benchOutboxCmd `cmd:"" help:"Measure the outbox."`
 }
 
 // benchOptions are what all benches have in common.
@@ -71,6 +72,7 @@ type bench struct {
 	pool    *pgxpool.Pool
 	got     map[string][]float64
 	pinSpan time.Duration // of "bench locks"
+	events  int           // of "bench outbox"
 	queues  int           // used so far: each figure takes queues of its own
 }
 

@@ -303,7 +303,7 @@ func (r *relay) lane(ctx context.Context, events []Event, aside *parks, mu *sync
 		mu.Lock()
 		aside.add(failed.Seq, failed.Attempt, retry, dead, text(err))
 		rest := events[1:]
-		if failed.Key != "" && !(dead && r.s.Policy == Skip) {
+		if failed.Key != "" && (!dead || r.s.Policy != Skip) {
 			r.mu.Lock()
 			r.blocked[failed.Key] = struct{}{}
 			r.mu.Unlock()
