@@ -450,6 +450,37 @@ func (q *Queries) PauseSubscription(ctx context.Context, arg PauseSubscriptionPa
 	return found, err
 }
 
+const publishEvent = `-- name: PublishEvent :exec
+SELECT pawl.publish_event($1::smallint, $2::text, nullif($3::text, ''), $4::text, $5::bytea, nullif($6::text, ''), nullif($7::text, '')::json,
+  nullif($8::text, '')::uuid)
+`
+
+type PublishEventParams struct {
+	Ns          int16
+	Topic       string
+	Key         string
+	Type        string
+	Payload     []byte
+	ContentType string
+	Headers     string
+	EventID     string
+}
+
+// Empty strings stand for NULL.
+func (q *Queries) PublishEvent(ctx context.Context, arg PublishEventParams) error {
+	_, err := q.db.Exec(ctx, publishEvent,
+		arg.Ns,
+		arg.Topic,
+		arg.Key,
+		arg.Type,
+		arg.Payload,
+		arg.ContentType,
+		arg.Headers,
+		arg.EventID,
+	)
+	return err
+}
+
 const publishEvents = `-- name: PublishEvents :exec
 SELECT pawl.publish_many($1::smallint, $2::text[], array_replace($3::text[], '', NULL), $4::text[], $5::bytea[],
   array_replace($6::text[], '', NULL), array_replace($7::text[], '', NULL)::json[], array_replace($8::text[], '', NULL)::uuid[])

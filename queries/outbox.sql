@@ -1,3 +1,8 @@
+-- name: PublishEvent :exec
+-- Empty strings stand for NULL.
+SELECT pawl.publish_event(@ns::smallint, @topic::text, nullif(@key::text, ''), @type::text, @payload::bytea, nullif(@content_type::text, ''), nullif(@headers::text, '')::json,
+  nullif(@event_id::text, '')::uuid);
+
 -- name: PublishEvents :exec
 -- Empty strings stand for NULL in keys and content types, event_ids and headers.
 SELECT pawl.publish_many(@ns::smallint, @topics::text[], array_replace(@keys::text[], '', NULL), @types::text[], @payloads::bytea[],

@@ -66,7 +66,7 @@ func (b *bench) outboxPublish(ctx context.Context) error {
 	defer drop()
 	payload := make([]byte, benchEventBytes)
 	round := func(events bool) (float64, error) {
-		ctx, stop := context.WithTimeout(ctx, benchPublishSpan/4)
+		span, stop := context.WithTimeout(ctx, benchPublishSpan/4)
 		defer stop()
 		began := time.Now()
 		var group sync.WaitGroup
@@ -74,14 +74,14 @@ func (b *bench) outboxPublish(ctx context.Context) error {
 		var fault atomic.Pointer[error]
 		for g := range benchPublishers {
 			group.Go(func() {
-				for ctx.Err() == nil {
+				for span.Err() == nil {
 					err := pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
 						if _, err := tx.Exec(ctx, "INSERT INTO pawl_bench_bare (kind, args) VALUES ('bare', '{}')"); err != nil || !events {
 							return err
 						}
 						return outbox.Publish(ctx, tx, outbox.Event{Topic: "bench", Key: fmt.Sprint(g), Type: "bench", Payload: payload})
 					})
-					if err != nil && ctx.Err() == nil {
+					if err != nil {
 						fault.Store(&err)
 						return
 					}
@@ -122,6 +122,10 @@ func (b *bench) outboxRelay(ctx context.Context) error {
 			WHERE schemaname = 'pawl' AND (relname LIKE 'outbox%' OR relname LIKE 'subscription%' OR relname LIKE 'parked%')`).Scan(&n)
 		return n, err
 	}
+	const flushed = "SELECT pg_stat_clear_snapshot(), pg_sleep(1.1)" // statistics come once a second
+	if _, err := b.pool.Exec(ctx, flushed); err != nil {
+		return err
+	}
 	before, err := dead()
 	if err != nil {
 		return err
@@ -148,7 +152,7 @@ func (b *bench) outboxRelay(ctx context.Context) error {
 	b.set("relay_events_per_s", plain)
 	b.set("straggler_events_per_s", straggler)
 	b.set("straggler_delay_ratio", straggler/plain)
-	if _, err := b.pool.Exec(ctx, "SELECT pg_stat_clear_snapshot(), pg_sleep(1.1)"); err != nil { // statistics come once a second
+	if _, err := b.pool.Exec(ctx, flushed); err != nil {
 		return err
 	}
 	after, err := dead()

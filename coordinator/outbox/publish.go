@@ -49,6 +49,11 @@ func (o Outbox) publish(ctx context.Context, tx pgx.Tx, events []Event) error {
 		if e.Payload == nil {
 			e.Payload = []byte{}
 		}
+		if len(events) == 1 {
+			return wrap(db.New(tx).PublishEvent(ctx, db.PublishEventParams{
+				Ns: p.Ns, Topic: e.Topic, Key: e.Key, Type: e.Type, Payload: e.Payload, ContentType: e.ContentType, Headers: headers, EventID: e.ID,
+			}))
+		}
 		p.Topics = append(p.Topics, e.Topic)
 		p.Keys = append(p.Keys, e.Key)
 		p.Types = append(p.Types, e.Type)
