@@ -32,7 +32,7 @@ type benchOutboxCmd struct {
 
 // Help is the long help text.
 func (*benchOutboxCmd) Help() string {
-	return "Figures: publish, relay (with straggler and dead rows), pace."
+	return "Figures: publish, pace, relay (with straggler and dead rows)."
 }
 
 // Run measures and prints.
@@ -41,7 +41,7 @@ func (c *benchOutboxCmd) Run(a *app) error {
 		return usageError{"--events from 1,000 to 10,000,000 are measured"}
 	}
 	b := &bench{a: a, events: c.Events}
-	return b.measure(c.benchOptions, []figure{{"publish", (*bench).outboxPublish}, {"relay", (*bench).outboxRelay}, {"pace", (*bench).outboxPace}}, outboxTargets)
+	return b.measure(c.benchOptions, []figure{{"publish", (*bench).outboxPublish}, {"pace", (*bench).outboxPace}, {"relay", (*bench).outboxRelay}}, outboxTargets)
 }
 
 var outboxTargets = []target{
@@ -260,7 +260,9 @@ func (b *bench) outboxPace(ctx context.Context) error {
 		return fmt.Errorf("relay ended: %w", err)
 	}
 	stop()
-	<-ended
+	if err := <-ended; err != nil {
+		return err
+	}
 	var took []float64
 	for text, at := range committed {
 		took = append(took, max(arrived[text].Sub(at).Seconds()*1000, 0))

@@ -32,18 +32,20 @@ func main() {
 type cli struct {
 	globals
 
-	Dev     devCmd     `cmd:"" help:"Run everything here, with a Postgres of its own and an example."`
-	Migrate migrateCmd `cmd:"" help:"Bring the schema up to date, or look at it."`
-	Serve   serveCmd   `cmd:"" help:"Run a coordinator: the sweeps that start due jobs and put right what crashed."`
-	Work    workCmd    `cmd:"" help:"Run a worker for HTTP calls and configured commands."`
-	Job     jobCmd     `cmd:"" help:"Enqueue, look at, cancel and retry jobs."`
-	Queue   queueCmd   `cmd:"" help:"Look at, pause and resume queues."`
-	Lock    lockCmd    `cmd:"" help:"Look at locks, take them away, run a command under one."`
-	Session sessionCmd `cmd:"" help:"Look at the processes that take part."`
-	Sweep   sweepCmd   `cmd:"" help:"Run one sweep now, or list what the sweeps did."`
-	Doctor  doctorCmd  `cmd:"" help:"Check the database and everything that Pawl relies on."`
-	Bench   benchCmd   `cmd:"" help:"Measure, on a private Postgres with fsync on."`
-	Version versionCmd `cmd:"" help:"Print the version of this binary."`
+	Dev          devCmd          `cmd:"" help:"Run everything here, with a Postgres of its own and an example."`
+	Migrate      migrateCmd      `cmd:"" help:"Bring the schema up to date, or look at it."`
+	Serve        serveCmd        `cmd:"" help:"Run a coordinator: the sweeps that start due jobs and put right what crashed."`
+	Work         workCmd         `cmd:"" help:"Run a worker for HTTP calls and configured commands."`
+	Job          jobCmd          `cmd:"" help:"Enqueue, look at, cancel and retry jobs."`
+	Queue        queueCmd        `cmd:"" help:"Look at, pause and resume queues."`
+	Lock         lockCmd         `cmd:"" help:"Look at locks, take them away, run a command under one."`
+	Outbox       outboxCmd       `cmd:"" help:"Look at published events."`
+	Subscription subscriptionCmd `cmd:"" help:"Look at subscriptions of events, and steer them."`
+	Session      sessionCmd      `cmd:"" help:"Look at the processes that take part."`
+	Sweep        sweepCmd        `cmd:"" help:"Run one sweep now, or list what the sweeps did."`
+	Doctor       doctorCmd       `cmd:"" help:"Check the database and everything that Pawl relies on."`
+	Bench        benchCmd        `cmd:"" help:"Measure, on a private Postgres with fsync on."`
+	Version      versionCmd      `cmd:"" help:"Print the version of this binary."`
 
 	DevWorker   devWorkerCmd   `cmd:"" hidden:""`
 	BenchWorker benchWorkerCmd `cmd:"" hidden:""`
@@ -76,6 +78,21 @@ type lockCmd struct {
 	Show    lockShowCmd    `cmd:"" help:"Tell who holds a lock, who waits for it and for whom, and what happened to it."`
 	Release lockReleaseCmd `cmd:"" help:"Take a lock away from whoever holds it."`
 	Run     lockRunCmd     `cmd:"" help:"Run a command while holding a lock, in the whole cluster."`
+}
+
+type outboxCmd struct {
+	List outboxListCmd `cmd:"" help:"List events, newest first."`
+	Show outboxShowCmd `cmd:"" help:"Show an event."`
+	Lag  outboxLagCmd  `cmd:"" help:"Tell how far each subscription is behind."`
+}
+
+type subscriptionCmd struct {
+	List   subscriptionListCmd   `cmd:"" help:"List subscriptions and how far they are behind."`
+	Parked subscriptionParkedCmd `cmd:"" help:"List events that a subscription has put aside."`
+	Pause  subscriptionPauseCmd  `cmd:"" help:"Stop the delivery of a subscription."`
+	Resume subscriptionResumeCmd `cmd:"" help:"End the pause of a subscription."`
+	Rewind subscriptionRewindCmd `cmd:"" help:"Deliver events again from a time on."`
+	Replay subscriptionReplayCmd `cmd:"" help:"Try parked events now, those given up too, or remove those."`
 }
 
 type sessionCmd struct {

@@ -645,7 +645,7 @@ func TestRewind(t *testing.T) {
 	got := r.wait(t, func(got []outbox.Event) bool {
 		return slices.ContainsFunc(got, func(e outbox.Event) bool { return e.Key == "late" })
 	})
-	if n := len(got); n > 12 {
+	if n := len(got); n > 14 {
 		t.Errorf("%d deliveries of 7 events", n)
 	}
 }

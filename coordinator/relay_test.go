@@ -1,0 +1,86 @@
+package coordinator_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pawl-dev/pawl/coordinator"
+	"github.com/pawl-dev/pawl/coordinator/outbox"
+	"github.com/pawl-dev/pawl/db/dbtest"
+)
+
+// Two coordinators relay the shards of a subscription between them, each event once; when one ends, the other goes on with all of them.
+func TestRelays(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	var mu sync.Mutex
+	times := map[string]int{}
+	news := make(chan struct{}, 1000)
+	s := outbox.Subscription{Name: "both", Shards: 3, Sink: outbox.SinkFunc(func(_ context.Context, events []outbox.Event) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, e := range events {
+			times[string(e.Payload)]++
+			news <- struct{}{}
+		}
+		return len(events), nil
+	})}
+	if _, err := outbox.Create(t.Context(), pool, s); err != nil {
+		t.Fatal(err)
+	}
+	stops := make([]func(), 2)
+	for i := range stops {
+		c, err := coordinator.New(pool, coordinator.Config{Subscriptions: []outbox.Subscription{s}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx) }()
+		stops[i] = sync.OnceFunc(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("run: %v", err)
+			}
+		})
+		t.Cleanup(stops[i])
+	}
+	publish := func(from int) {
+		for i := range 50 {
+			err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+				return outbox.Publish(t.Context(), tx, outbox.Event{Topic: "t", Key: fmt.Sprint(i), Type: "t", Payload: fmt.Append(nil, from+i)})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 50 {
+			<-news
+		}
+	}
+	publish(0)
+	stops[0]()
+	publish(50)
+	mu.Lock()
+	defer mu.Unlock()
+	for text, n := range times {
+		if n != 1 {
+			t.Errorf("event %s came %d times", text, n)
+		}
+	}
+}
+
+func TestRelayConfig(t *testing.T) {
+	t.Parallel()
+	_, err := coordinator.New(dbtest.New(t), coordinator.Config{Subscriptions: []outbox.Subscription{{Name: "none"}, {Name: "none", Shards: 100}}})
+	for _, want := range []string{"Sink is missing", "Shards 100", "two subscriptions"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v does not mention %q", err, want)
+		}
+	}
+}
