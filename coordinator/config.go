@@ -28,26 +28,28 @@ type Config struct {
 
 // The names of the sweeps.
 const (
-	SweepSessions   = "sessions"   // ends expired sessions and puts what they held back in line, their locks to the next
-	SweepDue        = "due"        // moves scheduled jobs whose time has come to the line
-	SweepDedupe     = "dedupe"     // removes dedupe keys whose job or window is over
-	SweepLocks      = "locks"      // removes what newer states of locks have replaced, and grants what is due
-	SweepOutbox     = "outbox"     // removes positions of subscriptions that newer ones have replaced
-	SweepPartitions = "partitions" // makes the hot tables' next ranges
+	SweepSessions    = "sessions"    // ends expired sessions and puts what they held back in line, their locks to the next
+	SweepDue         = "due"         // moves scheduled jobs whose time has come to the line
+	SweepDedupe      = "dedupe"      // removes dedupe keys whose job or window is over
+	SweepLocks       = "locks"       // removes what newer states of locks have replaced, and grants what is due
+	SweepOutbox      = "outbox"      // removes positions of subscriptions that newer ones have replaced
+	SweepIdempotency = "idempotency" // removes answers and messages whose time is over
+	SweepPartitions  = "partitions"  // makes the hot tables' next ranges
 )
 
 // SweepNames returns the names of all sweeps, in the order of their urgency.
 func SweepNames() []string {
-	return []string{SweepSessions, SweepDue, SweepDedupe, SweepLocks, SweepOutbox, SweepPartitions}
+	return []string{SweepSessions, SweepDue, SweepDedupe, SweepLocks, SweepIdempotency, SweepOutbox, SweepPartitions}
 }
 
 // SweepSpecs are the default times of the sweeps that run by the clock. The due sweep has none: it runs at the next due time.
 var SweepSpecs = map[string]string{
-	SweepSessions:   "@every 5s",
-	SweepDedupe:     "@every 1m",
-	SweepLocks:      "@every 10s",
-	SweepOutbox:     "@every 10s",
-	SweepPartitions: "@every 1m",
+	SweepSessions:    "@every 5s",
+	SweepDedupe:      "@every 1m",
+	SweepLocks:       "@every 10s",
+	SweepOutbox:      "@every 10s",
+	SweepIdempotency: "@every 1m",
+	SweepPartitions:  "@every 1m",
 }
 
 func (c Config) withDefaults() Config {

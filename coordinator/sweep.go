@@ -24,6 +24,7 @@ const (
 	locksMax     = 200              // locks looked at in one transaction
 	lockKeep     = time.Minute      // how long the last state of a lock that nobody holds is kept
 	dedupeMax    = 500              // keys looked at in one transaction
+	expiredMax   = 500              // answers, and as many messages, removed in one transaction
 	passesMax    = 1000             // transactions of one run
 	sweepTimeout = time.Minute      // one transaction
 	fullEvery    = time.Second      // how often the due sweep looks from the front, for jobs that committed after their time
@@ -46,6 +47,8 @@ func (c *Coordinator) Sweep(ctx context.Context, name string) (Report, error) {
 		err = c.sweepLocks(ctx, &r)
 	case SweepOutbox:
 		err = c.sweepOutbox(ctx, &r)
+	case SweepIdempotency:
+		err = c.sweepIdempotency(ctx, &r)
 	case SweepPartitions:
 		var made int32
 		made, err = c.q.SweepPartitions(ctx)
@@ -154,6 +157,25 @@ func (c *Coordinator) sweepDedupe(ctx context.Context, r *Report) error {
 		}
 		r.Did += int64(row.Removed)
 		if p.AfterKind, p.AfterKey = row.LastKind, row.LastKey; p.AfterKind == "" {
+			return nil
+		}
+	}
+	return nil
+}
+
+// sweepIdempotency removes what has expired.
+func (c *Coordinator) sweepIdempotency(ctx context.Context, r *Report) error {
+	for range passesMax {
+		n, err := c.q.SweepIdempotency(ctx, db.SweepIdempotencyParams{Ns: c.conf.Namespace, LimitRows: expiredMax})
+		if err != nil {
+			return err
+		}
+		if n < 0 {
+			r.Skipped = true
+			return nil
+		}
+		r.Did += n
+		if n < expiredMax {
 			return nil
 		}
 	}

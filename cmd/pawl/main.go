@@ -40,6 +40,7 @@ type cli struct {
 	Queue        queueCmd        `cmd:"" help:"Look at, pause and resume queues."`
 	Lock         lockCmd         `cmd:"" help:"Look at locks, take them away, run a command under one."`
 	Outbox       outboxCmd       `cmd:"" help:"Look at published events."`
+	Idempotency  idempotencyCmd  `cmd:"" help:"Look at idempotency keys."`
 	Subscription subscriptionCmd `cmd:"" help:"Look at subscriptions of events, and steer them."`
 	Session      sessionCmd      `cmd:"" help:"Look at the processes that take part."`
 	Sweep        sweepCmd        `cmd:"" help:"Run one sweep now, or list what the sweeps did."`
@@ -93,6 +94,10 @@ type subscriptionCmd struct {
 	Resume subscriptionResumeCmd `cmd:"" help:"End the pause of a subscription."`
 	Rewind subscriptionRewindCmd `cmd:"" help:"Deliver events again from a time on."`
 	Replay subscriptionReplayCmd `cmd:"" help:"Try parked events now, those given up too, or remove those."`
+}
+
+type idempotencyCmd struct {
+	Show idempotencyShowCmd `cmd:"" help:"Show the answers that are stored for a key."`
 }
 
 type sessionCmd struct {

@@ -75,9 +75,11 @@ func (c *sweepCmd) Run(a *app) error {
 
 // sweepDid says what a sweep counts.
 var sweepDid = map[string]string{
-	coordinator.SweepSessions:   "jobs put back in line",
-	coordinator.SweepDue:        "due jobs put in line",
-	coordinator.SweepDedupe:     "dedupe keys removed",
-	coordinator.SweepLocks:      "old states of locks removed",
-	coordinator.SweepPartitions: "ranges made",
+	coordinator.SweepSessions:    "jobs put back in line",
+	coordinator.SweepDue:         "due jobs put in line",
+	coordinator.SweepDedupe:      "dedupe keys removed",
+	coordinator.SweepLocks:       "old states of locks removed",
+	coordinator.SweepOutbox:      "old positions removed",
+	coordinator.SweepIdempotency: "expired answers and messages removed",
+	coordinator.SweepPartitions:  "ranges made",
 }

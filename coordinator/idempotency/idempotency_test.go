@@ -175,7 +175,7 @@ func TestOnce(t *testing.T) {
 				return errors.New("rolled back")
 			})
 		}()
-		for count(t, pool, "SELECT count(*) FROM pg_locks WHERE NOT granted") == 0 {
+		for count(t, pool, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == 0 {
 			continue
 		}
 		if commits {
