@@ -1,0 +1,109 @@
+package idempotency_test
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/coordinator/idempotency"
+)
+
+// handler writes a row and answers with the status that the request's query asks for.
+func handler(t *testing.T, pool *pgxpool.Pool, conf idempotency.HTTP) http.Handler {
+	t.Helper()
+	conf.Scope = func(r *http.Request) string { return r.Header.Get("X-Client") }
+	wrap, err := idempotency.Middleware(pool, conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if tx := idempotency.Tx(r.Context()); tx != nil {
+			if _, err := tx.Exec(r.Context(), "INSERT INTO effect VALUES (1)"); err != nil {
+				t.Error(err)
+			}
+		}
+		status, _ := strconv.Atoi(r.URL.Query().Get("status"))
+		w.Header().Set("Location", "/orders/1")
+		w.Header().Set("Set-Cookie", "secret")
+		w.WriteHeader(max(status, 200))
+		_, _ = w.Write([]byte("made"))
+	}))
+}
+
+func ask(h http.Handler, method, url, key, body, client string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, url, strings.NewReader(body))
+	if key != "" {
+		r.Header.Set("Idempotency-Key", key)
+	}
+	r.Header.Set("X-Client", client)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+func TestMiddleware(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	h := handler(t, pool, idempotency.HTTP{RequestBytesMax: 10})
+	for _, c := range []struct {
+		what, method, url, key, body, client string
+		status                               int
+		replayed                             bool
+		effects                              int
+	}{
+		{"no key", "POST", "/orders", "", "a", "1", 400, false, 0},
+		{"bad key", "POST", "/orders", `"a`, "a", "1", 400, false, 0},
+		{"long key", "POST", "/orders", strings.Repeat("k", 256), "a", "1", 400, false, 0},
+		{"large", "POST", "/orders", "k", "01234567890", "1", 413, false, 0},
+		{"first", "POST", "/orders?status=201", `"k"`, "a", "1", 201, false, 1},
+		{"again", "POST", "/orders?status=201", `k`, "a", "1", 201, true, 1},
+		{"other payload", "POST", "/orders?status=201", "k", "b", "1", 422, false, 1},
+		{"other query", "POST", "/orders?status=202", "k", "a", "1", 422, false, 1},
+		{"other client", "POST", "/orders?status=201", "k", "a", "2", 201, false, 2},
+		{"other route", "POST", "/refunds?status=201", "k", "a", "1", 201, false, 3},
+		{"refused for good", "POST", "/orders?status=404", "r", "a", "1", 404, false, 4},
+		{"the same", "POST", "/orders?status=404", "r", "a", "1", 404, true, 4},
+		{"failed", "POST", "/orders?status=500", "f", "a", "1", 500, false, 4},
+		{"failed again", "POST", "/orders?status=500", "f", "a", "1", 500, false, 4},
+		{"too many", "PATCH", "/orders?status=429", "t", "a", "1", 429, false, 4},
+		{"get", "GET", "/orders", "", "", "1", 200, false, 4},
+		{"put", "PUT", "/orders", "", "", "1", 200, false, 4},
+	} {
+		w := ask(h, c.method, c.url, c.key, c.body, c.client)
+		if w.Code != c.status || (w.Header().Get(idempotency.HeaderReplayed) == "true") != c.replayed {
+			t.Errorf("%s: status %d, replayed %q, want %d, %t", c.what, w.Code, w.Header().Get(idempotency.HeaderReplayed), c.status, c.replayed)
+		}
+		if c.replayed && (w.Body.String() != "made" || w.Header().Get("Location") != "/orders/1" || w.Header().Get("Set-Cookie") != "") {
+			t.Errorf("%s: replayed %v %s", c.what, w.Header(), w.Body)
+		}
+		if n := count(t, pool, "SELECT count(*) FROM effect"); n != c.effects {
+			t.Errorf("%s: %d effects, want %d", c.what, n, c.effects)
+		}
+	}
+	if _, err := idempotency.Middleware(pool, idempotency.HTTP{}); !errors.Is(err, idempotency.ErrInvalid) {
+		t.Errorf("no Scope: %v", err)
+	}
+}
+
+// A request whose key is in flight is told when to try again.
+func TestMiddlewareInFlight(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	h := handler(t, pool, idempotency.HTTP{})
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), "SELECT pawl.idempotency_take(1::smallint, '1 POST /orders', 'k', 0)"); err != nil {
+		t.Fatal(err)
+	}
+	if w := ask(h, "POST", "/orders", "k", "a", "1"); w.Code != 409 || w.Header().Get("Retry-After") != "1" {
+		t.Errorf("status %d, Retry-After %q", w.Code, w.Header().Get("Retry-After"))
+	}
+}
