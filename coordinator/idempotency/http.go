@@ -62,6 +62,7 @@ var errNotStored = errors.New("idempotency: the answer is not stored")
 //	in flight                          | 409 with Retry-After; or it waits, with Options.Wait
 //	the body exceeds RequestBytesMax   | 413
 //	the connection lost during COMMIT  | 503 with Retry-After; asked again, the stored answer tells
+//	an answer beyond BodyBytesMax      | 500, rolled back
 //	anything else of the database      | 500
 //
 // A handler whose client has gone is cancelled with the request's context, and rolled back. The error lists every fault of conf.
@@ -203,6 +204,7 @@ type recorder struct {
 	sent   http.Header // as it was when the status was written
 	status int
 	body   bytes.Buffer
+	fault  error
 }
 
 func (r *recorder) Header() http.Header { return r.header }
@@ -216,7 +218,8 @@ func (r *recorder) WriteHeader(status int) {
 func (r *recorder) Write(p []byte) (int, error) {
 	r.WriteHeader(http.StatusOK)
 	if r.body.Len()+len(p) > BodyBytesMax {
-		return 0, fmt.Errorf("%w: an answer may have %d bytes", ErrInvalid, BodyBytesMax)
+		r.fault = fmt.Errorf("%w: an answer may have %d bytes", ErrInvalid, BodyBytesMax)
+		return 0, r.fault
 	}
 	return r.body.Write(p)
 }
@@ -225,6 +228,8 @@ func (r *recorder) Write(p []byte) (int, error) {
 func (r *recorder) response(headers []string) (Response, error) {
 	r.WriteHeader(http.StatusOK)
 	switch {
+	case r.fault != nil:
+		return Response{}, r.fault
 	case r.status >= 500, slices.Contains([]int{http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, http.StatusTooManyRequests}, r.status):
 		return Response{}, errNotStored
 	}

@@ -1,13 +1,18 @@
 package idempotency_test
 
 import (
+	"bytes"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/idempotency"
@@ -105,5 +110,115 @@ func TestMiddlewareInFlight(t *testing.T) {
 	}
 	if w := ask(h, "POST", "/orders", "k", "a", "1"); w.Code != 409 || w.Header().Get("Retry-After") != "1" {
 		t.Errorf("status %d, Retry-After %q", w.Code, w.Header().Get("Retry-After"))
+	}
+}
+
+// An answer that is too large is neither cut off nor kept.
+func TestMiddlewareLargeAnswer(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	wrap, err := idempotency.Middleware(pool, idempotency.HTTP{Scope: func(*http.Request) string { return "" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := idempotency.Tx(r.Context()).Exec(r.Context(), "INSERT INTO effect VALUES (1)"); err != nil {
+			t.Error(err)
+		}
+		_, _ = w.Write(make([]byte, idempotency.BodyBytesMax+1))
+	}))
+	if w := ask(h, "POST", "/orders", "k", "a", "1"); w.Code != 500 || count(t, pool, "SELECT count(*) FROM effect") != 0 {
+		t.Errorf("status %d", w.Code)
+	}
+}
+
+// proxy stands between the pool it returns and the server. While armed it lets a COMMIT through (lost false) or not, and then cuts the connection.
+func proxy(t *testing.T, pool *pgxpool.Pool, armed *atomic.Bool, lost bool) *pgxpool.Pool {
+	t.Helper()
+	conf := pool.Config()
+	server := conf.ConnConfig
+	network, address := pgconn.NetworkAddress(server.Host, server.Port)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	serve := func(client net.Conn) {
+		defer client.Close()
+		upstream, err := net.Dial(network, address)
+		if err != nil {
+			return
+		}
+		defer upstream.Close()
+		var cut atomic.Bool
+		go func() { // the server's replies
+			defer client.Close()
+			buffer := make([]byte, 1<<16)
+			for {
+				n, err := upstream.Read(buffer)
+				if err != nil || cut.Load() {
+					return
+				}
+				if _, err := client.Write(buffer[:n]); err != nil {
+					return
+				}
+			}
+		}()
+		buffer := make([]byte, 1<<16)
+		for {
+			n, err := client.Read(buffer)
+			if err != nil {
+				return
+			}
+			if armed.Load() && bytes.Contains(buffer[:n], []byte("commit\x00")) {
+				if lost {
+					return
+				}
+				cut.Store(true)
+			}
+			if _, err := upstream.Write(buffer[:n]); err != nil {
+				return
+			}
+		}
+	}
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go serve(client)
+		}
+	}()
+	addr := listener.Addr().(*net.TCPAddr)
+	conf.ConnConfig.Host, conf.ConnConfig.Port, conf.ConnConfig.Fallbacks, conf.ConnConfig.TLSConfig = addr.IP.String(), uint16(addr.Port), nil, nil
+	through, err := pgxpool.NewWithConfig(t.Context(), conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(through.Close)
+	return through
+}
+
+// The reply to COMMIT is lost, or the COMMIT itself: the client is told that the outcome is unknown, and asking again finds the truth; there is one effect.
+func TestMiddlewareCommitLost(t *testing.T) {
+	t.Parallel()
+	for _, lost := range []bool{false, true} {
+		pool := open(t)
+		var armed atomic.Bool
+		h := handler(t, proxy(t, pool, &armed, lost), idempotency.HTTP{Options: idempotency.Options{Wait: time.Minute}})
+		armed.Store(true)
+		w := ask(h, "POST", "/orders?status=201", "k", "a", "1")
+		armed.Store(false)
+		if w.Code != 503 || w.Header().Get("Retry-After") == "" {
+			t.Errorf("lost %t: status %d", lost, w.Code)
+		}
+		w = ask(h, "POST", "/orders?status=201", "k", "a", "1")
+		if w.Code != 201 || lost == (w.Header().Get(idempotency.HeaderReplayed) == "true") {
+			t.Errorf("lost %t, again: status %d, replayed %q", lost, w.Code, w.Header().Get(idempotency.HeaderReplayed))
+		}
+		if n := count(t, pool, "SELECT count(*) FROM effect"); n != 1 {
+			t.Errorf("lost %t: %d effects", lost, n)
+		}
 	}
 }
