@@ -1,15 +1,20 @@
 -- +goose Up
 
 -- The ranges of the hot tables, made ahead of need. position_at: where the table's key stood when the range was made, which
--- gives the rate that the next range's size follows.
+-- gives the rate that the next range's size follows. full_xid: all its keys were drawn, by transactions below this id. over_at: since when these are all
+-- over, so that nothing comes to it any more. leaving_at: since when nobody counts on what is in it; it is detached, then dropped, and its row here goes with it.
 CREATE TABLE pawl.partition (
   parent      text        NOT NULL,
   range_from  numeric     NOT NULL,
   range_to    numeric     NOT NULL,
   position_at numeric     NOT NULL,
   created_at  timestamptz NOT NULL,
+  full_xid    xid8,
+  over_at     timestamptz,
+  leaving_at  timestamptz,
   PRIMARY KEY (parent, range_from),
-  CONSTRAINT partition_range CHECK (range_from < range_to)
+  CONSTRAINT partition_range CHECK (range_from < range_to),
+  CONSTRAINT partition_leaving CHECK ((over_at IS NULL OR full_xid IS NOT NULL) AND (leaving_at IS NULL OR over_at IS NOT NULL))
 );
 
 -- Where the partition key of a table stands: ids drawn so far, or the cluster's next xid.
@@ -28,6 +33,10 @@ BEGIN
   RETURN v_at;
 END $$;
 -- +goose StatementEnd
+
+-- The table of a range.
+CREATE FUNCTION pawl.partition_name(p_parent text, p_from numeric) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT $1 || ''_'' || $2::text';
 
 -- Makes ranges until each table has a whole one, and two hours of its recent rate, ahead of where it stands. A range holds about six
 -- hours of work: 10,000,000 draws of its
@@ -65,10 +74,10 @@ BEGIN
       EXIT WHEN v_made >= c_made_max
         OR v_last.range_from > v_at AND v_last.range_to > v_at + v_rate * 7200;
       v_size := round(least(greatest(v_rate * 21600, c_size_min * v_unit), c_size_max * v_unit));
-      v_name := v_parent || '_' || coalesce(v_last.range_to, 0);
+      v_name := pawl.partition_name(v_parent, coalesce(v_last.range_to, 0));
       v_key := CASE v_parent WHEN 'ready' THEN 'xid' WHEN 'receipt' THEN 'claim_id' WHEN 'result' THEN 'job_id' ELSE 'id' END;
       v_low := CASE WHEN v_last.range_to IS NULL THEN 'MINVALUE' ELSE quote_literal(v_last.range_to::text) END;
-      v_last := ROW(v_parent, coalesce(v_last.range_to, 0), greatest(coalesce(v_last.range_to, 0), v_at) + v_size, v_at, clock_timestamp());
+      v_last := ROW(v_parent, coalesce(v_last.range_to, 0), greatest(coalesce(v_last.range_to, 0), v_at) + v_size, v_at, clock_timestamp(), NULL, NULL, NULL);
       EXECUTE format('CREATE TABLE pawl.%I (LIKE pawl.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', v_name, v_parent);
       EXECUTE format('ALTER TABLE pawl.%I ATTACH PARTITION pawl.%I FOR VALUES FROM (%s) TO (%L)', v_parent, v_name, v_low, v_last.range_to::text);
       INSERT INTO pawl.partition (parent, range_from, range_to, position_at, created_at)
@@ -82,5 +91,5 @@ END $$;
 SELECT pawl.partition_ahead();
 
 -- +goose Down
-DROP FUNCTION pawl.partition_ahead, pawl.partition_position;
+DROP FUNCTION pawl.partition_ahead, pawl.partition_name, pawl.partition_position;
 DROP TABLE pawl.partition;
