@@ -65,6 +65,10 @@ func (c *Coordinator) dropLeaving(ctx context.Context, r *Report) (all bool, err
 		if held, err := db.New(tx).LockLeaving(ctx); err != nil || !held {
 			return err
 		}
+		// By the simple protocol: a portal that is left open keeps its snapshot, for which FINALIZE would wait.
+		if _, err := tx.Exec(ctx, "SELECT"); err != nil {
+			return err
+		}
 		leaving, err := db.New(own).ListLeaving(ctx)
 		for _, l := range leaving {
 			if err = dropRange(ctx, own, l); err != nil {

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -528,4 +530,273 @@ func TestRetentionFuture(t *testing.T) {
 		s.publish(12)
 		s.stays("before the rebase")
 	}, without{"the future", "outbox_holders", "b.seen_xid > pg_snapshot_xmax(pg_current_snapshot())", "false"})
+}
+
+// passing publishes in a transaction of its own, which has a second for it: nobody that publishes waits for what leaves.
+func (s *shop) passing() error {
+	ctx, stop := context.WithTimeout(s.ctx, patience)
+	defer stop()
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SET LOCAL statement_timeout = '1s'"); err != nil {
+			return err
+		}
+		return s.publishIn(tx, 1)
+	})
+}
+
+// An open transaction that has read events delays the drop of a range, and nothing else: publishing goes on all the while, also in ranges made meanwhile.
+func TestRetentionReader(t *testing.T) {
+	t.Parallel()
+	prove(t, func(s *shop) {
+		s.publish(25)
+		reader := s.begin() // and then idle in its transaction
+		if _, err := reader.Exec(s.ctx, "SELECT count(*) FROM pawl.outbox_event"); err != nil {
+			s.must(err)
+		}
+		s.waits("at first")
+		s.over()
+		swept := make(chan error, 1)
+		go func() {
+			for range 3 {
+				if _, err := s.c.Sweep(s.ctx, coordinator.SweepPartitions); err != nil {
+					swept <- err
+					return
+				}
+			}
+			swept <- nil
+		}()
+		n := 0
+		for over := false; !over; n++ {
+			select {
+			case err := <-swept:
+				s.must(err)
+				over = true
+			default:
+				s.must(s.passing())
+			}
+			if n == 100 {
+				s.exec("SELECT pawl.partition_ahead()")
+			}
+		}
+		s.equal("ranges detached", []int64{value[int64](s, "SELECT count(*) FROM pawl.partition WHERE leaving_at IS NOT NULL")}, []int64{1})
+		s.equal("ranges half detached", []int64{value[int64](s, "SELECT count(*) FROM pg_inherits WHERE inhdetachpending")}, []int64{1})
+		kept, err := outbox.Retention(s.ctx, s.pool, 1)
+		s.must(err)
+		if kept.LeavingAt == nil {
+			s.must(fmt.Errorf("kept: got %+v, want to be told that a range is leaving", kept))
+		}
+		s.must(reader.Commit(s.ctx))
+		if got := s.dropped(); len(got) < 2 || got[0] != 0 || got[1] != 10 {
+			s.must(fmt.Errorf("dropped when the reader is gone: %v, want 0 and 10 at least", got))
+		}
+	}, without{"CONCURRENTLY", "partition_leaving", "ELSE 'CONCURRENTLY' END", "ELSE '' END"})
+}
+
+// Wherever a sweep dies, the next one goes on: after the mark, with the detaching half done, after it, and when somebody has dropped the table.
+func TestRetentionCrash(t *testing.T) {
+	t.Parallel()
+	mark := func(s *shop) {
+		s.publish(25)
+		until(s, "the mark", func() bool { return value[int64](s, "SELECT coalesce(range_to, 0) FROM pawl.outbox_leave()") == 10 })
+	}
+	detach := func(s *shop) { s.exec(value[string](s, "SELECT statement FROM pawl.partition_leaving()")) }
+	for _, c := range []struct {
+		after string
+		do    func(s *shop)
+	}{
+		{"mark", mark},
+		{"half", func(s *shop) {
+			reader := s.begin()
+			if _, err := reader.Exec(s.ctx, "SELECT count(*) FROM pawl.outbox_event"); err != nil {
+				s.must(err)
+			}
+			mark(s)
+			conn, err := s.pool.Acquire(s.ctx)
+			s.must(err)
+			defer conn.Release()
+			_, err = conn.Exec(s.ctx, "SET lock_timeout = '10ms'")
+			s.must(err)
+			if _, err := conn.Exec(s.ctx, value[string](s, "SELECT statement FROM pawl.partition_leaving()")); err == nil {
+				s.must(errors.New("it was detached under a reader"))
+			}
+			_, err = conn.Exec(s.ctx, "RESET lock_timeout")
+			s.must(err)
+			s.must(reader.Commit(s.ctx))
+		}},
+		{"detach", func(s *shop) { mark(s); detach(s) }},
+		{"drop", func(s *shop) { mark(s); detach(s); s.exec("DROP TABLE pawl.outbox_event_0") }},
+	} {
+		t.Run(c.after, func(t *testing.T) {
+			prove(t, func(s *shop) {
+				c.do(s)
+				s.must(s.passing())
+				s.goes("after the crash", 0, 10)
+				s.equal("what is left of them", []int64{value[int64](s, `SELECT count(*) FROM pawl.partition p FULL JOIN pg_class c ON c.relname = pawl.partition_name(p.parent, p.range_from)
+					WHERE p.parent = 'outbox_event' AND p.range_from < 20 OR c.relname ~ '^outbox_event_(0|10)(_|$)'`)}, []int64{0})
+			})
+		})
+	}
+}
+
+// Only what is detached is dropped, and of that only what is to leave: an operator may have taken a range to keep it.
+func TestRetentionDrop(t *testing.T) {
+	t.Parallel()
+	prove(t, func(s *shop) {
+		s.publish(25)
+		until(s, "the mark", func() bool { return value[int64](s, "SELECT coalesce(range_to, 0) FROM pawl.outbox_leave()") == 10 })
+		s.exec("ALTER TABLE pawl.outbox_event DETACH PARTITION pawl.outbox_event_10")
+		for what, from := range map[string]int{"attached": 0, "not to leave": 10} {
+			if value[bool](s, "SELECT pawl.partition_drop('outbox_event', $1)", from) {
+				s.must(errors.New("a range was dropped that is " + what))
+			}
+		}
+	},
+		without{"the mark", "partition_drop", "AND p.leaving_at IS NOT NULL", ""},
+		without{"its detaching", "partition_drop", "AND NOT EXISTS", "AND true OR NOT EXISTS"},
+	)
+}
+
+// Any number of nodes sweep at once, and each range is dropped once.
+func TestRetentionNodes(t *testing.T) {
+	t.Parallel()
+	prove(t, func(s *shop) {
+		s.publish(195)
+		s.dropped()
+		s.over()
+		var (
+			group sync.WaitGroup
+			mu    sync.Mutex
+			all   []int64
+			errs  []error
+		)
+		for range 4 {
+			c := newCoordinator(s, s.pool)
+			group.Go(func() {
+				for range 5 {
+					r, err := c.Sweep(s.ctx, coordinator.SweepPartitions)
+					mu.Lock()
+					errs = append(errs, err)
+					for _, d := range r.Dropped {
+						all = append(all, d.From)
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		group.Wait()
+		s.must(errors.Join(errs...))
+		all = append(all, s.dropped()...)
+		slices.Sort(all)
+		if !slices.Equal(all, slices.Compact(slices.Clone(all))) {
+			s.must(fmt.Errorf("ranges dropped twice: %v", all))
+		}
+		s.equal("ranges left", []int64{value[int64](s, "SELECT pawl.outbox_oldest()")}, []int64{190})
+	})
+}
+
+// A subscription that was given its time is paused, told what it misses and not asked again; it goes on with what is kept when an operator accepts that.
+func TestRetentionForgotten(t *testing.T) {
+	t.Parallel()
+	prove(t, func(s *shop) {
+		_, err := outbox.Create(s.ctx, s.pool, outbox.Subscription{Name: "other", Topics: []string{"stock"}})
+		s.must(err)
+		late := s.write(1)
+		s.exec("SELECT pg_current_xact_id()") // a later one that is over: so it is late
+		s.subscribe("a")
+		s.publish(24)
+		s.equal("at first", s.take("a", 5), sequence(2, 6))
+		s.must(late.Commit(s.ctx))
+		s.stays("while it is given time")
+		s.exec("UPDATE pawl.partition SET over_at = over_at - interval '29 days' WHERE range_from = 0")
+		s.stays("after 29 days")
+		s.exec("UPDATE pawl.partition SET over_at = over_at - interval '1 day' WHERE range_from = 0")
+		place := value[int64](s, "SELECT max(id) FROM pawl.subscription_batch")
+		s.goes("after 30 days, with the next, which it does not hold any more, but the other does", 0)
+		status := func(name string) outbox.Status {
+			all, err := outbox.List(s.ctx, s.pool, 1, 10)
+			s.must(err)
+			return all[slices.IndexFunc(all, func(s outbox.Status) bool { return s.Name == name })]
+		}
+		if a := status("a"); a.Missed != 4 || a.MissedFrom != 1 || a.MissedTo != 9 || a.PausedAt == nil || a.PausedWhy == "" {
+			s.must(fmt.Errorf("status: got %+v, want 4 missed from 1 to 9, 2 to 6 being delivered, and a pause", a))
+		}
+		if o := status("other"); o.Missed != 0 || o.PausedAt != nil {
+			s.must(fmt.Errorf("status of one for which there was nothing: got %+v", o))
+		}
+		if _, err := outbox.ConsumeTx(s.ctx, s.pool, 1, "a", 0, 5, nil); !errors.Is(err, outbox.ErrPaused) {
+			s.must(fmt.Errorf("consume: got %v, want ErrPaused", err))
+		}
+		_, err = s.pool.Exec(s.ctx, "SELECT pawl.outbox_settle(1::smallint, (SELECT id FROM pawl.subscription WHERE name = 'a'), 0::smallint, $1, 0::smallint, '0', '{}', 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 5, '{}', '{}', '{}', '{}', '{}', false)", place)
+		if err == nil {
+			s.must(errors.New("a page that was being delivered was settled, as if all of it had been there"))
+		}
+		s.exec("UPDATE pawl.partition SET over_at = over_at - interval '30 days' WHERE range_from = 10")
+		s.goes("the next, which it misses too", 10)
+		if a := status("a"); a.Missed != 14 || a.MissedFrom != 1 || a.MissedTo != 19 {
+			s.must(fmt.Errorf("status: got %+v, want 14 missed from 1 to 19", a))
+		}
+		if err := outbox.Resume(s.ctx, s.pool, 1, "a"); !errors.Is(err, outbox.ErrGap) || !strings.Contains(err.Error(), "14 events, number 1 to 19") {
+			s.must(fmt.Errorf("resume: got %v, want ErrGap", err))
+		}
+		s.must(outbox.AcceptGap(s.ctx, s.pool, 1, "a"))
+		s.publish(6)
+		s.stays("it holds again")
+		s.equal("what is kept", s.drain("a"), sequence(20, 31))
+		if a := status("a"); a.Missed != 0 || a.PausedAt != nil {
+			s.must(fmt.Errorf("status: got %+v, want none missed and no pause", a))
+		}
+	},
+		without{"time", "outbox_holders", "p_over + o.hold <= clock_timestamp()", "true"},
+		without{"the late", "subscription_miss", "e.xid = ANY (b.late) OR", ""},
+		without{"what is settled", "subscription_miss", "e.id <= b.done", "false"},
+		without{"topics", "subscription_miss", "e.topic = ANY (s.topics)", "true"},
+		without{"the fence", "subscription_miss", "INSERT INTO pawl.subscription_batch", "IF v_n < 0 THEN RETURN 0; END IF; RETURN v_n; INSERT INTO pawl.subscription_batch"},
+		without{"the refusal", "subscription_pause", "s.missed > 0 AND NOT p_accept", "false"},
+	)
+}
+
+// A consumer at work, who holds his position's lock, is neither waited for nor passed over.
+func TestRetentionBusy(t *testing.T) {
+	t.Parallel()
+	prove(t, func(s *shop) {
+		s.subscribe("a")
+		s.publish(12)
+		s.keep("0", "0")
+		_, err := outbox.ConsumeTx(s.ctx, s.pool, 1, "a", 0, 100, func(context.Context, pgx.Tx, []outbox.Event) error {
+			s.stays("while its events are handled")
+			return nil
+		})
+		s.must(err)
+		s.exec("UPDATE pawl.subscription_batch SET late = '{}'")
+		s.take("a", 1)
+		s.goes("when they are", 0)
+		if n := value[int64](s, "SELECT missed FROM pawl.subscription"); n != 0 {
+			s.must(fmt.Errorf("%d events were missed", n))
+		}
+	}, without{"its lock", "outbox_leave", "WHERE NOT pg_try_advisory_xact_lock(pawl.subscription_key", "WHERE NOT pg_try_advisory_xact_lock(- pawl.subscription_key"})
+}
+
+// What Config says is stored when a coordinator runs, and found by all.
+func TestRetentionConfig(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	c, err := coordinator.New(pool, coordinator.Config{OutboxKeep: 48 * time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	until(t, "it to be stored", func() bool {
+		kept, err := outbox.Retention(t.Context(), pool, 1)
+		return err == nil && kept.Keep == 48*time.Hour && kept.Hold == 30*24*time.Hour
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	_, err = coordinator.New(pool, coordinator.Config{OutboxKeep: 2 * time.Hour, OutboxHold: time.Hour})
+	if err == nil || !strings.Contains(err.Error(), "OutboxHold 1h") {
+		t.Errorf("a hold shorter than the keep: got %v", err)
+	}
 }
