@@ -783,6 +783,22 @@ func (q *Queries) ReadSubscription(ctx context.Context, arg ReadSubscriptionPara
 	return i, err
 }
 
+const removeSubscription = `-- name: RemoveSubscription :one
+SELECT pawl.subscription_remove($1::smallint, $2::text)::boolean AS found
+`
+
+type RemoveSubscriptionParams struct {
+	Ns   int16
+	Name string
+}
+
+func (q *Queries) RemoveSubscription(ctx context.Context, arg RemoveSubscriptionParams) (bool, error) {
+	row := q.db.QueryRow(ctx, removeSubscription, arg.Ns, arg.Name)
+	var found bool
+	err := row.Scan(&found)
+	return found, err
+}
+
 const replaySubscription = `-- name: ReplaySubscription :one
 SELECT pawl.subscription_replay($1::smallint, $2::text, $3::text, $4::boolean)::bigint AS events
 `

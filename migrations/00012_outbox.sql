@@ -553,6 +553,27 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- Removes a subscription with its place and what it has parked; it holds no events any more. False: there is none of that name.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.subscription_remove(p_ns smallint, p_name text) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+DECLARE
+  s pawl.subscription;
+BEGIN
+  SELECT * INTO s FROM pawl.subscription x WHERE x.ns = p_ns AND x.name = p_name;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  FOR i IN 0 .. s.shards - 1 LOOP
+    PERFORM pg_advisory_xact_lock(pawl.subscription_key(s.id, i::smallint));
+  END LOOP;
+  DELETE FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = s.id;
+  DELETE FROM pawl.subscription_batch b WHERE b.ns = p_ns AND b.subscription_id = s.id;
+  DELETE FROM pawl.subscription x WHERE x.ns = p_ns AND x.id = s.id;
+  RETURN FOUND;
+END $$;
+-- +goose StatementEnd
+
 -- The sweep "outbox": removes positions older than p_keep, but each shard's newest, up to p_limit. NULL: another node is at it.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.sweep_outbox(p_ns smallint, p_keep interval, p_limit int) RETURNS bigint
@@ -594,7 +615,7 @@ END $$;
 SELECT pawl.partition_ahead();
 
 -- +goose Down
-DROP FUNCTION pawl.outbox_rebase, pawl.sweep_outbox, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_lead,
+DROP FUNCTION pawl.outbox_rebase, pawl.sweep_outbox, pawl.subscription_remove, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_lead,
   pawl.outbox_settle, pawl.outbox_page, pawl.outbox_open, pawl.subscription_position, pawl.subscription_create, pawl.ordered, pawl.publish, pawl.publish_event, pawl.raise_outbox_moved,
   pawl.publish_many, pawl.raise_event, pawl.outbox_create, pawl.uuid7, pawl.outbox_last, pawl.snapshot_late, pawl.event_key, pawl.subscription_key;
 DROP TABLE pawl.parked_event, pawl.subscription_batch, pawl.subscription, pawl.outbox_event, pawl.outbox;

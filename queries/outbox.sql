@@ -79,6 +79,9 @@ SELECT pawl.subscription_pause(@ns::smallint, @name::text, nullif(@why::text, ''
 -- name: RewindSubscription :one
 SELECT coalesce(pawl.subscription_rewind(@ns::smallint, @name::text, @id::bigint), 0)::int AS shards;
 
+-- name: RemoveSubscription :one
+SELECT pawl.subscription_remove(@ns::smallint, @name::text)::boolean AS found;
+
 -- name: ReplaySubscription :one
 SELECT pawl.subscription_replay(@ns::smallint, @name::text, sqlc.narg(key)::text, @drop_dead::boolean)::bigint AS events;
 

@@ -122,6 +122,19 @@ func pauseSubscription(ctx context.Context, on DB, ns int16, subscription, why s
 	return nil
 }
 
+// Remove removes a subscription that nobody needs any more, with what it has parked: it holds no events. A relay that is still configured for it makes it anew when it starts. The
+// error is ErrNotFound.
+func Remove(ctx context.Context, on DB, ns int16, subscription string) error {
+	found, err := db.New(on).RemoveSubscription(ctx, db.RemoveSubscriptionParams{Ns: ns, Name: subscription})
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", subscription, wrap(err))
+	}
+	if !found {
+		return fmt.Errorf("%w: %s", ErrNotFound, subscription)
+	}
+	return nil
+}
+
 // Rewind has a subscription deliver again what is kept of the events published since a time, and what follows; among the newest, some that are older may come again too. Events
 // already parked stay so. It returns the number of the first event, 0 if there was none and nothing has changed. The error is ErrNotFound.
 func Rewind(ctx context.Context, on DB, ns int16, subscription string, since time.Time) (first int64, err error) {
