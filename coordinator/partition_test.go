@@ -800,3 +800,29 @@ func TestRetentionConfig(t *testing.T) {
 		t.Errorf("a hold shorter than the keep: got %v", err)
 	}
 }
+
+// Ranges of events hold a day of the recent rate, a million ids at least; ten million and two hours of it are there ahead, in ranges that are no larger for a burst.
+func TestRetentionSizes(t *testing.T) {
+	t.Parallel()
+	prove(t, func(s *shop) {
+		s.ranges(10, 1)
+		ahead := func(what string, moved string, last, ids, size int64) {
+			s.exec("UPDATE pawl.partition SET created_at = created_at - $1::text::interval WHERE parent = 'outbox_event'", moved)
+			s.exec("SELECT setval('pawl.outbox_event_id', $1)", last)
+			s.dropped()
+			if got := value[int64](s, "SELECT max(range_to)::bigint FROM pawl.partition WHERE parent = 'outbox_event'") - last; got < ids || got > ids+size+10 {
+				s.must(fmt.Errorf("%s: %d ids ahead, want %d and at most a range more", what, got, ids))
+			}
+			if got := value[int64](s, "SELECT max(range_to - range_from)::bigint FROM pawl.partition WHERE parent = 'outbox_event'"); got < size-size/10 || got > size+size/10 {
+				s.must(fmt.Errorf("%s: ranges of %d, want %d", what, got, size))
+			}
+		}
+		ahead("at first", "0", 1, 10_000_000, 1_000_000)
+		ahead("a burst", "0", 5_000_000, 10_000_000, 5_000_000)
+		ahead("nine million in a day", "1 day", 14_000_000, 10_000_000, 9_000_000)
+		ahead("nine million in an hour", "1 hour", 23_000_000, 18_000_000, 17_280_000)
+	},
+		without{"what lies ahead", "partition_ahead", "greatest(v_rate * 7200, c_ahead * v_unit)", "v_rate * 7200"},
+		without{"the day", "partition_ahead", "v_at, '1 day'", "v_at, '1 s'"},
+	)
+}
