@@ -11,13 +11,18 @@ CREATE FUNCTION pawl.outbox_oldest() RETURNS bigint LANGUAGE sql STABLE BEGIN AT
 END;
 -- +goose StatementEnd
 
--- Sets how long events are kept and may be held; NULL leaves it as it is. A hold shorter than what is kept becomes that.
+-- Sets how long events are kept and may be held; NULL leaves it as it is. A hold that would be shorter than what is kept becomes that.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_keep(p_ns smallint, p_keep interval, p_hold interval) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_keep interval;
+  v_hold interval;
 BEGIN
   PERFORM pawl.outbox_create(p_ns);
-  UPDATE pawl.outbox o SET keep = coalesce(p_keep, o.keep), hold = greatest(coalesce(p_hold, o.hold), coalesce(p_keep, o.keep)) WHERE o.ns = p_ns;
+  SELECT coalesce(p_keep, o.keep), coalesce(p_hold, o.hold) INTO v_keep, v_hold FROM pawl.outbox o WHERE o.ns = p_ns;
+  v_hold := greatest(v_hold, v_keep);
+  UPDATE pawl.outbox o SET keep = v_keep, hold = v_hold WHERE o.ns = p_ns AND (o.keep, o.hold) <> (v_keep, v_hold);
 END $$;
 -- +goose StatementEnd
 
