@@ -10,6 +10,15 @@ import (
 	"time"
 )
 
+const boundStatements = `-- name: BoundStatements :exec
+SELECT set_config('statement_timeout', ($1::int)::text, true)
+`
+
+func (q *Queries) BoundStatements(ctx context.Context, ms int32) error {
+	_, err := q.db.Exec(ctx, boundStatements, ms)
+	return err
+}
+
 const countParked = `-- name: CountParked :one
 SELECT count(*)::bigint AS parked FROM (
   SELECT FROM pawl.parked_event e WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint LIMIT $4::int) e
@@ -87,6 +96,7 @@ func (q *Queries) FirstEventSince(ctx context.Context, arg FirstEventSinceParams
 const listDueParked = `-- name: ListDueParked :many
 SELECT (CASE WHEN e.skipped THEN '' ELSE coalesce(e.key, '') END)::text AS key, e.id::bigint AS id FROM pawl.parked_event e
 WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL AND e.retry_at <= clock_timestamp()
+  AND EXISTS (SELECT FROM pawl.subscription s WHERE s.ns = e.ns AND s.id = e.subscription_id AND s.paused_at IS NULL)
 ORDER BY e.retry_at, e.place
 LIMIT $4::int
 `
@@ -516,7 +526,7 @@ const readPage = `-- name: ReadPage :many
 SELECT id::bigint AS id, created_at::timestamptz AS created_at, event_id::text AS event_id, topic::text AS topic, coalesce(key, '')::text AS key, type::text AS type,
   coalesce(content_type, '')::text AS content_type, coalesce(headers, 'null')::json AS headers, payload::bytea AS payload
 FROM pawl.outbox_page($1::smallint, nullif($2::text[], '{}'), $3::int, $4::int, $5::smallint, $6::xid8, ($7::text[])::xid8[], $8::bigint,
-  $9::xid8, ($10::text[])::xid8[], $11::bigint, $12::bigint, $13::int)
+  $9::xid8, ($10::text[])::xid8[], $11::bigint, $12::bigint, $13::int, $14::bigint)
 `
 
 type ReadPageParams struct {
@@ -533,6 +543,7 @@ type ReadPageParams struct {
 	Ceiling     int64
 	Done        int64
 	LimitEvents int32
+	LimitBytes  int64
 }
 
 type ReadPageRow struct {
@@ -562,6 +573,7 @@ func (q *Queries) ReadPage(ctx context.Context, arg ReadPageParams) ([]ReadPageR
 		arg.Ceiling,
 		arg.Done,
 		arg.LimitEvents,
+		arg.LimitBytes,
 	)
 	if err != nil {
 		return nil, err
@@ -594,11 +606,14 @@ func (q *Queries) ReadPage(ctx context.Context, arg ReadPageParams) ([]ReadPageR
 const readParked = `-- name: ReadParked :many
 SELECT e.id::bigint AS id, e.created_at::timestamptz AS created_at, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type,
   coalesce(e.content_type, '')::text AS content_type, coalesce(e.headers, 'null')::json AS headers, e.payload::bytea AS payload, e.attempt::int AS attempt
-FROM pawl.parked_event e
-WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL
-  AND (CASE WHEN $4::text = '' THEN e.id = $5::bigint ELSE e.key = $4::text AND NOT e.skipped END)
+FROM (
+  SELECT p.ns, p.subscription_id, p.shard, p.place, p.id, p.key, p.parked_at, p.attempt, p.retry_at, p.dead_at, p.skipped, p.error, p.created_at, p.event_id, p.topic, p.type, p.content_type, p.headers, p.payload, sum(octet_length(p.payload)) OVER (ORDER BY p.place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before FROM pawl.parked_event p
+  WHERE p.ns = $1::smallint AND p.subscription_id = $2::int AND p.shard = $3::smallint AND p.dead_at IS NULL
+    AND (CASE WHEN $4::text = '' THEN p.id = $5::bigint ELSE p.key = $4::text AND NOT p.skipped END)
+  ORDER BY p.place
+  LIMIT $6::int) e
+WHERE coalesce(e.bytes_before, 0) < $7::bigint
 ORDER BY e.place
-LIMIT $6::int
 `
 
 type ReadParkedParams struct {
@@ -608,6 +623,7 @@ type ReadParkedParams struct {
 	Key            string
 	ID             int64
 	LimitEvents    int32
+	LimitBytes     int64
 }
 
 type ReadParkedRow struct {
@@ -623,7 +639,7 @@ type ReadParkedRow struct {
 	Attempt     int32
 }
 
-// Parked events of a key in their order, from the first that is not given up on; of the event itself if key is ”.
+// Parked events of a key in their order, from the first that is not given up on; of the event itself if key is ”. Fewer if their payloads reach limit_bytes.
 func (q *Queries) ReadParked(ctx context.Context, arg ReadParkedParams) ([]ReadParkedRow, error) {
 	rows, err := q.db.Query(ctx, readParked,
 		arg.Ns,
@@ -632,6 +648,7 @@ func (q *Queries) ReadParked(ctx context.Context, arg ReadParkedParams) ([]ReadP
 		arg.Key,
 		arg.ID,
 		arg.LimitEvents,
+		arg.LimitBytes,
 	)
 	if err != nil {
 		return nil, err
@@ -780,7 +797,7 @@ SELECT pawl.outbox_settle($1::smallint, $2::int, $3::smallint, $4::bigint, $5::s
   CASE WHEN $10::bigint >= 0 THEN $11::smallint END, CASE WHEN $10::bigint >= 0 THEN $12::xid8 END,
   CASE WHEN $10::bigint >= 0 THEN ($13::text[])::xid8[] END, CASE WHEN $10::bigint >= 0 THEN $14::bigint END, CASE WHEN $10::bigint >= 0 THEN $15::bigint END,
   CASE WHEN $10::bigint >= 0 THEN $16::bigint END, CASE WHEN $10::bigint >= 0 THEN $10::bigint END,
-  $17::bigint, $18::bigint[], $19::int[], array_replace($20::bigint[], -1, NULL), $21::boolean[], $22::text[], $23::boolean)::bigint AS id
+  $17::bigint, $18::bigint[], $19::int[], array_replace($20::bigint[], -1, NULL), $21::boolean[], $22::text[], $23::boolean, $24::boolean)::bigint AS id
 `
 
 type SettleBatchParams struct {
@@ -807,6 +824,7 @@ type SettleBatchParams struct {
 	Dead           []bool
 	Errors         []string
 	Skip           bool
+	Durable        bool
 }
 
 // done -1: the batch is closed, to_* mean nothing. retry_ms -1: none.
@@ -835,6 +853,7 @@ func (q *Queries) SettleBatch(ctx context.Context, arg SettleBatchParams) (int64
 		arg.Dead,
 		arg.Errors,
 		arg.Skip,
+		arg.Durable,
 	)
 	var id int64
 	err := row.Scan(&id)

@@ -126,7 +126,7 @@ END;
 -- A new UUID of version 7: a version 4 whose first 48 bits are the time in ms (RFC 9562, 5.7).
 -- +goose StatementBegin
 CREATE FUNCTION pawl.uuid7() RETURNS uuid LANGUAGE sql VOLATILE BEGIN ATOMIC
-  SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
+  SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING substring(int8send(floor(date_part('epoch', clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
     52, 1), 53, 1), 'hex')::uuid;
 END;
 -- +goose StatementEnd
@@ -224,7 +224,7 @@ END $$;
 -- Publishes one event in the caller's transaction, as publish_many does, in less time, and gives its UUID.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.publish_event(p_ns smallint, p_topic text, p_key text, p_type text, p_payload bytea, p_content_type text, p_headers json, p_event_id uuid) RETURNS uuid
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_xid   xid8 := pg_current_xact_id();  -- before the id is drawn: see subscription_batch.mark
   v_event uuid := coalesce(p_event_id, pawl.uuid7());
@@ -309,9 +309,10 @@ BEGIN
   INSERT INTO pawl.subscription (ns, name, topics, shards, sink, created_at) VALUES (p_ns, p_name, p_topics, p_shards, p_sink, now())
     RETURNING subscription.id INTO subscription_create.id;
   v_snap := pg_current_snapshot();
+  -- This transaction may publish, and its snapshot does not list itself.
   INSERT INTO pawl.subscription_batch (ns, subscription_id, shard, at, epoch, seen_xid, late, floor, mark, events)
     SELECT p_ns, subscription_create.id, i, clock_timestamp(), CASE WHEN p_beginning THEN 0 ELSE o.epoch END, CASE WHEN p_beginning THEN '0'::xid8 ELSE pg_snapshot_xmax(v_snap) END,
-      CASE WHEN p_beginning THEN '{}' ELSE pawl.snapshot_late(v_snap) END, 0, 0, 0
+      CASE WHEN p_beginning THEN '{}' ELSE pawl.snapshot_late(v_snap) || pg_current_xact_id() END, 0, 0, 0
     FROM pawl.outbox o CROSS JOIN generate_series(0, p_shards - 1) i WHERE o.ns = p_ns;
 END $$;
 -- +goose StatementEnd
@@ -358,18 +359,18 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- A page of a batch: up to p_limit events of one shard after p_done, in the order of ids. last: up to where it has looked, which is the ceiling when nothing is left.
+-- A page of a batch: up to p_limit events of one shard after p_done, in the order of ids, and none after the payload that reaches p_bytes.
 -- Two scans: those of transactions that committed late, by their ids, and those of newer transactions, which all stand above the floor; IS TRUE
 -- keeps each from the other's index, whatever the statistics say: a page would read and sort all that is left.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_page(p_ns smallint, p_topics text[], p_shards int, p_shard int, p_epoch smallint, p_seen_xid xid8, p_late xid8[], p_floor bigint,
-  p_to_xid xid8, p_to_late xid8[], p_ceiling bigint, p_done bigint, p_limit int)
+  p_to_xid xid8, p_to_late xid8[], p_ceiling bigint, p_done bigint, p_limit int, p_bytes bigint)
 RETURNS TABLE (id bigint, created_at timestamptz, event_id uuid, topic text, key text, type text, content_type text, headers json, payload bytea)
 LANGUAGE plpgsql STABLE ROWS 1000 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 BEGIN
   RETURN QUERY
     SELECT e.id, e.created_at, e.event_id, e.topic, e.key, e.type, e.content_type, e.headers, e.payload
-    FROM (
+    FROM (SELECT f.*, sum(octet_length(f.payload)) OVER (ORDER BY f.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before FROM (
       (SELECT x.* FROM unnest(p_late) l CROSS JOIN LATERAL (
           SELECT y.* FROM pawl.outbox_event y WHERE y.ns = p_ns AND y.xid = l AND (y.id > p_done AND y.id <= p_ceiling) IS TRUE AND y.epoch = p_epoch
             AND (p_topics IS NULL OR y.topic = ANY (p_topics)) AND (y.key_hash & 2147483647) % p_shards = p_shard
@@ -382,26 +383,29 @@ BEGIN
           AND (y.xid >= p_seen_xid AND y.xid < p_to_xid) IS TRUE AND NOT y.xid = ANY (p_late) AND NOT y.xid = ANY (p_to_late)
           AND (p_topics IS NULL OR y.topic = ANY (p_topics)) AND (y.key_hash & 2147483647) % p_shards = p_shard
         ORDER BY y.id LIMIT p_limit)
-      ORDER BY id LIMIT p_limit) e;
+      ORDER BY id LIMIT p_limit) f) e
+    WHERE coalesce(e.bytes_before, 0) < p_bytes ORDER BY e.id;
 END $$;
 -- +goose StatementEnd
 
 -- Moves a shard on from the position p_from to the one given, and puts events of the batch aside: those that failed (p_retry_ms: when to try again, NULL with p_dead: never)
--- and those of their keys after them (both NULL). Gives the new position's id. Commits asynchronously: what a crash undoes is delivered again. Raises PW001 when p_from is
+-- and those of their keys after them (both NULL). Gives the new position's id. Unless p_durable it commits asynchronously: what a crash undoes is delivered again. Raises PW001 when p_from is
 -- not the newest any more: another relay or an operator has moved it.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_settle(p_ns smallint, p_subscription int, p_shard smallint, p_from bigint,
   p_epoch smallint, p_seen_xid xid8, p_late xid8[], p_floor bigint, p_mark bigint, p_to_epoch smallint, p_to_xid xid8, p_to_late xid8[], p_to_floor bigint,
   p_to_mark bigint, p_ceiling bigint, p_done bigint,
   p_events bigint, p_ids bigint[], p_attempts int[], p_retry_ms bigint[], p_dead boolean[], p_errors text[],
-  p_skip boolean) RETURNS bigint
+  p_skip boolean, p_durable boolean) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
 DECLARE
   v_now    timestamptz;
   v_id     bigint;
   v_events bigint;
 BEGIN
-  PERFORM set_config('synchronous_commit', 'off', true);
+  IF NOT p_durable THEN
+    PERFORM set_config('synchronous_commit', 'off', true);
+  END IF;
   PERFORM pg_advisory_xact_lock(pawl.subscription_key(p_subscription, p_shard));
   SELECT b.id, b.events INTO v_id, v_events FROM pawl.subscription_position(p_ns, p_subscription, p_shard) b;
   IF v_id IS DISTINCT FROM p_from THEN

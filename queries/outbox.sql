@@ -31,7 +31,7 @@ FROM pawl.outbox_open(@ns::smallint, @subscription_id::int, @epoch::smallint);
 SELECT id::bigint AS id, created_at::timestamptz AS created_at, event_id::text AS event_id, topic::text AS topic, coalesce(key, '')::text AS key, type::text AS type,
   coalesce(content_type, '')::text AS content_type, coalesce(headers, 'null')::json AS headers, payload::bytea AS payload
 FROM pawl.outbox_page(@ns::smallint, nullif(@topics::text[], '{}'), @shards::int, @shard::int, @epoch::smallint, @seen_xid::xid8, (@late::text[])::xid8[], @floor::bigint,
-  @to_xid::xid8, (@to_late::text[])::xid8[], @ceiling::bigint, @done::bigint, @limit_events::int);
+  @to_xid::xid8, (@to_late::text[])::xid8[], @ceiling::bigint, @done::bigint, @limit_events::int, @limit_bytes::bigint);
 
 -- name: SettleBatch :one
 -- done -1: the batch is closed, to_* mean nothing. retry_ms -1: none.
@@ -39,7 +39,7 @@ SELECT pawl.outbox_settle(@ns::smallint, @subscription_id::int, @shard::smallint
   CASE WHEN @done::bigint >= 0 THEN @to_epoch::smallint END, CASE WHEN @done::bigint >= 0 THEN @to_xid::xid8 END,
   CASE WHEN @done::bigint >= 0 THEN (@to_late::text[])::xid8[] END, CASE WHEN @done::bigint >= 0 THEN @to_floor::bigint END, CASE WHEN @done::bigint >= 0 THEN @to_mark::bigint END,
   CASE WHEN @done::bigint >= 0 THEN @ceiling::bigint END, CASE WHEN @done::bigint >= 0 THEN @done::bigint END,
-  @events::bigint, @ids::bigint[], @attempts::int[], array_replace(@retry_ms::bigint[], -1, NULL), @dead::boolean[], @errors::text[], @skip::boolean)::bigint AS id;
+  @events::bigint, @ids::bigint[], @attempts::int[], array_replace(@retry_ms::bigint[], -1, NULL), @dead::boolean[], @errors::text[], @skip::boolean, @durable::boolean)::bigint AS id;
 
 -- name: ListParkedKeys :many
 SELECT DISTINCT coalesce(e.key, '')::text AS key FROM pawl.parked_event e
@@ -55,18 +55,22 @@ SELECT count(*)::bigint AS parked FROM (
 -- The first of each key that is due, longest due first; key '': it goes by itself.
 SELECT (CASE WHEN e.skipped THEN '' ELSE coalesce(e.key, '') END)::text AS key, e.id::bigint AS id FROM pawl.parked_event e
 WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint AND e.dead_at IS NULL AND e.retry_at <= clock_timestamp()
+  AND EXISTS (SELECT FROM pawl.subscription s WHERE s.ns = e.ns AND s.id = e.subscription_id AND s.paused_at IS NULL)
 ORDER BY e.retry_at, e.place
 LIMIT @limit_keys::int;
 
 -- name: ReadParked :many
--- Parked events of a key in their order, from the first that is not given up on; of the event itself if key is ''.
+-- Parked events of a key in their order, from the first that is not given up on; of the event itself if key is ''. Fewer if their payloads reach limit_bytes.
 SELECT e.id::bigint AS id, e.created_at::timestamptz AS created_at, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type,
   coalesce(e.content_type, '')::text AS content_type, coalesce(e.headers, 'null')::json AS headers, e.payload::bytea AS payload, e.attempt::int AS attempt
-FROM pawl.parked_event e
-WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint AND e.dead_at IS NULL
-  AND (CASE WHEN @key::text = '' THEN e.id = @id::bigint ELSE e.key = @key::text AND NOT e.skipped END)
-ORDER BY e.place
-LIMIT @limit_events::int;
+FROM (
+  SELECT p.*, sum(octet_length(p.payload)) OVER (ORDER BY p.place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before FROM pawl.parked_event p
+  WHERE p.ns = @ns::smallint AND p.subscription_id = @subscription_id::int AND p.shard = @shard::smallint AND p.dead_at IS NULL
+    AND (CASE WHEN @key::text = '' THEN p.id = @id::bigint ELSE p.key = @key::text AND NOT p.skipped END)
+  ORDER BY p.place
+  LIMIT @limit_events::int) e
+WHERE coalesce(e.bytes_before, 0) < @limit_bytes::bigint
+ORDER BY e.place;
 
 -- name: SettleParked :one
 SELECT pawl.parked_settle(@ns::smallint, @subscription_id::int, @shard::smallint, nullif(@key::text, ''), @delivered::bigint[], nullif(@failed::bigint, 0), @attempt::int,
@@ -85,6 +89,9 @@ SELECT pawl.subscription_replay(@ns::smallint, @name::text, sqlc.narg(key)::text
 -- name: SweepOutbox :one
 -- -1: another node is at it.
 SELECT coalesce(pawl.sweep_outbox(@ns::smallint, @keep::interval, @limit_rows::int), -1)::bigint AS removed;
+
+-- name: BoundStatements :exec
+SELECT set_config('statement_timeout', (@ms::int)::text, true);
 
 -- name: LockSubscription :exec
 SELECT pg_advisory_xact_lock(pawl.subscription_key(@subscription_id::int, @shard::smallint));

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/pawl-dev/pawl/db"
@@ -43,7 +44,11 @@ func (r *relay) retryParked(ctx context.Context) {
 			busy[d.ID] = true
 			mu.Unlock()
 			group.Go(func() {
-				r.retryKey(ctx, d.Key, d.ID)
+				if r.s.SinkTx != nil {
+					r.retryKeyTx(ctx, d.Key, d.ID)
+				} else {
+					r.retryKey(ctx, d.Key, d.ID)
+				}
 				mu.Lock()
 				delete(busy, d.ID)
 				mu.Unlock()
@@ -54,9 +59,21 @@ func (r *relay) retryParked(ctx context.Context) {
 
 // retryKey tries the parked events of a key from the first on; of the event alone if key is "".
 func (r *relay) retryKey(ctx context.Context, key string, id int64) {
-	rows, err := r.q.ReadParked(ctx, db.ReadParkedParams{Ns: r.p.ns, SubscriptionID: r.p.id, Shard: r.p.shard, Key: key, ID: id, LimitEvents: parkedBatch})
+	if p, ok := r.retry(ctx, r.q, r.s.Sink, key, id, r.s.Batch); ok {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		left, err := r.settleParked(ctx, r.q, p)
+		r.unblock(key, left, err)
+	}
+}
+
+// retry hands up to so many parked events to the sink, and gives what is to be settled. Not ok: nothing is; they are due still, and looked at again.
+func (r *relay) retry(ctx context.Context, q *db.Queries, sink Sink, key string, id int64, limit int) (p db.SettleParkedParams, ok bool) {
+	rows, err := q.ReadParked(ctx, db.ReadParkedParams{
+		Ns: r.p.ns, SubscriptionID: r.p.id, Shard: r.p.shard, Key: key, ID: id, LimitEvents: int32(min(parkedBatch, limit)), LimitBytes: parkedBytes,
+	})
 	if err != nil || len(rows) == 0 || rows[0].ID != id {
-		return // it is due still, and looked at again
+		return p, false
 	}
 	events := make([]Event, len(rows))
 	for i, e := range rows {
@@ -65,24 +82,32 @@ func (r *relay) retryKey(ctx context.Context, key string, id int64) {
 			CreatedAt: e.CreatedAt, Attempt: int(e.Attempt) + 1,
 		}
 	}
-	accepted, err := r.send(ctx, events[:min(len(events), r.s.Batch)])
-	if accepted == 0 && (ctx.Err() != nil || err != nil && r.refused(ctx, err, false)) {
-		return
+	accepted, err := r.send(ctx, sink, slices.Clone(events)) // a sink may do to its events what it likes
+	failed := err != nil && ctx.Err() == nil && !r.refused(ctx, err)
+	if accepted == 0 && !failed {
+		return p, false
 	}
-	p := db.SettleParkedParams{Ns: r.p.ns, SubscriptionID: r.p.id, Shard: r.p.shard, Key: key, Delivered: []int64{}, RetryMs: -1, Skip: r.s.Policy == Skip}
+	p = db.SettleParkedParams{Ns: r.p.ns, SubscriptionID: r.p.id, Shard: r.p.shard, Key: key, Delivered: []int64{}, RetryMs: -1, Skip: r.s.Policy == Skip}
 	for _, e := range events[:accepted] {
 		p.Delivered = append(p.Delivered, e.Seq)
 	}
-	if err != nil && ctx.Err() == nil && !r.refused(ctx, err, false) {
-		failed := events[accepted]
-		p.Failed, p.Attempt, p.Error = failed.Seq, int32(failed.Attempt), text(err)
-		p.RetryMs, p.Dead = r.judge(ctx, failed, err)
+	if failed {
+		e := events[accepted]
+		p.Failed, p.Attempt, p.Error = e.Seq, int32(e.Attempt), text(err)
+		p.RetryMs, p.Dead = r.judge(ctx, e, err)
 	}
+	return p, true
+}
+
+// settleParked gives how many parked events are left in the way of the key. It does so also when ctx has ended meanwhile.
+func (r *relay) settleParked(ctx context.Context, q *db.Queries, p db.SettleParkedParams) (left int64, err error) {
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer stop()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	left, err := r.q.SettleParked(ctx, p)
+	return q.SettleParked(ctx, p)
+}
+
+// unblock lets a key go on of which nothing is left. Under mu, taken before that was settled.
+func (r *relay) unblock(key string, left int64, err error) {
 	if err != nil {
 		r.log.Warn("parked events not settled, they are delivered again", "err", err)
 		return

@@ -82,24 +82,26 @@ func (at position) skip() position {
 	return out
 }
 
-// page reads up to limit events of the open batch.
-func (p place) page(ctx context.Context, q *db.Queries, at position, topics []string, limit int) ([]Event, error) {
+// page reads up to limit events of the open batch, fewer if their payloads reach PageBytesMax. last: nothing is left of it.
+func (p place) page(ctx context.Context, q *db.Queries, at position, topics []string, limit int) (events []Event, last bool, err error) {
 	b := at.batch
 	rows, err := q.ReadPage(ctx, db.ReadPageParams{
 		Ns: p.ns, Topics: topics, Shards: int32(p.shards), Shard: int32(p.shard), Epoch: at.epoch, SeenXID: at.xid, Late: at.late, Floor: at.floor,
-		ToXID: b.xid, ToLate: b.late, Ceiling: b.ceiling, Done: b.done, LimitEvents: int32(limit),
+		ToXID: b.xid, ToLate: b.late, Ceiling: b.ceiling, Done: b.done, LimitEvents: int32(limit), LimitBytes: PageBytesMax,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read events: %w", wrap(err))
+		return nil, false, fmt.Errorf("read events: %w", wrap(err))
 	}
-	out := make([]Event, len(rows))
+	bytes := 0
+	events = make([]Event, len(rows))
 	for i, r := range rows {
-		out[i] = Event{
+		bytes += len(r.Payload)
+		events[i] = Event{
 			ID: r.EventID, Topic: r.Topic, Key: r.Key, Type: r.Type, Payload: r.Payload, ContentType: contentType(r.ContentType), Headers: headers(r.Headers), Seq: r.ID,
 			CreatedAt: r.CreatedAt, Attempt: 1,
 		}
 	}
-	return out, nil
+	return events, len(rows) < limit && bytes < PageBytesMax, nil
 }
 
 func contentType(stored string) string {
@@ -135,6 +137,7 @@ func headers(stored []byte) map[string]string {
 
 // parks are events to put aside with a settled page.
 type parks struct {
+	keys     []string
 	ids      []int64
 	attempts []int32
 	retryMS  []int64 // -1: not tried on its own
@@ -142,19 +145,24 @@ type parks struct {
 	errors   []string
 }
 
-func (a *parks) add(id int64, attempt int, retryMS int64, dead bool, text string) {
-	a.ids = append(a.ids, id)
+func (a *parks) add(e Event, retryMS int64, dead bool, text string) {
+	attempt := e.Attempt
+	if retryMS < 0 && !dead {
+		attempt = 0 // it was not tried
+	}
+	a.keys = append(a.keys, e.Key)
+	a.ids = append(a.ids, e.Seq)
 	a.attempts = append(a.attempts, int32(attempt))
 	a.retryMS = append(a.retryMS, retryMS)
 	a.dead = append(a.dead, dead)
 	a.errors = append(a.errors, text)
 }
 
-// settle appends a position that follows at.id, and puts events aside in the same transaction.
-func (p place) settle(ctx context.Context, q *db.Queries, at *position, events int, aside parks, skip bool) error {
+// settle appends a position that follows at.id, and puts events aside in the same transaction. durable: that has effects of its own, and is not to commit asynchronously.
+func (p place) settle(ctx context.Context, q *db.Queries, at *position, events int, aside parks, skip, durable bool) error {
 	arg := db.SettleBatchParams{
 		Ns: p.ns, SubscriptionID: p.id, Shard: p.shard, FromID: at.id, Epoch: at.epoch, SeenXID: at.xid, Late: at.late, Floor: at.floor, Mark: at.mark, Done: -1, ToLate: []string{},
-		Events: int64(events), IDs: aside.ids, Attempts: aside.attempts, RetryMs: aside.retryMS, Dead: aside.dead, Errors: aside.errors, Skip: skip,
+		Events: int64(events), IDs: aside.ids, Attempts: aside.attempts, RetryMs: aside.retryMS, Dead: aside.dead, Errors: aside.errors, Skip: skip, Durable: durable,
 	}
 	if b := at.batch; b != nil {
 		arg.ToEpoch, arg.ToXID, arg.ToLate, arg.ToFloor, arg.ToMark, arg.Ceiling, arg.Done = b.epoch, b.xid, b.late, b.floor, b.mark, b.ceiling, b.done

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pawl-dev/pawl/db"
@@ -48,6 +49,13 @@ func (o Outbox) publish(ctx context.Context, tx pgx.Tx, events []Event) error {
 		}
 		if e.Payload == nil {
 			e.Payload = []byte{}
+		}
+		if e.ID == "" { // Postgres takes a sixth of the whole call for it
+			id, err := uuid.NewV7()
+			if err != nil {
+				return err
+			}
+			e.ID = id.String()
 		}
 		if len(events) == 1 {
 			return wrap(db.New(tx).PublishEvent(ctx, db.PublishEventParams{

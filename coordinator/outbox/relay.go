@@ -1,12 +1,14 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,10 +19,11 @@ import (
 )
 
 const (
-	failuresMax  = 10          // deliveries that fail one after another, with none that succeeds, before the receiver counts as down
+	failuresMax  = 10          // attempts that fail one after another, with none that succeeds, before the receiver is left alone between them
 	parkedEvery  = time.Second // how often parked events are looked at when none is known
 	parkedSoon   = 50 * time.Millisecond
-	parkedBatch  = 100             // events of a parked key tried at once
+	parkedBatch  = 100             // events of a parked key tried at once,
+	parkedBytes  = 1 << 20         // or as many as reach this
 	pausedEvery  = time.Second     // how often a relay at work looks whether it is paused
 	settleEvery  = time.Second     // how often, at most, a position moves on over events of others,
 	settleIDs    = 1000            // or after so many
@@ -28,6 +31,9 @@ const (
 	stopTimeout  = 5 * time.Second // bounds what is still written after ctx has ended
 	errorTextMax = 2000            // bytes of an error kept with a parked event
 )
+
+// PageBytesMax ends a page early, after the payload that reaches it, so that large ones do not add up.
+const PageBytesMax = 16 << 20
 
 // relay hands one shard's events to the sink. Its loop reads, delivers and settles page by page; another goroutine tries parked events again.
 type relay struct {
@@ -38,10 +44,13 @@ type relay struct {
 	log  *slog.Logger
 	seed maphash.Seed
 
+	page  int   // events read at once: Page, or 1 after a transaction of a TxSink was lost
+	blame error // why the transaction of the next event alone was lost: it is put aside without another try
+
 	mu       sync.Mutex          // held over a change of parked events and of blocked, so that both agree
 	blocked  map[string]struct{} // keys with parked events: later ones wait behind them
 	known    bool                // parked events are known of
-	failures int                 // deliveries that failed since the last that succeeded
+	failures int                 // attempts that failed since the last that succeeded
 	down     time.Duration       // how long the receiver is left alone this time; 0: it is not down
 	until    int64               // until when, by the monotonic clock
 }
@@ -62,12 +71,7 @@ func Relay(ctx context.Context, pool *pgxpool.Pool, s Subscription, shard int, l
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	r := &relay{s: s, pool: pool, q: db.New(pool), log: log.With("subscription", s.Name, "shard", shard), seed: maphash.MakeSeed()}
-	id, _, err := create(ctx, pool, s)
-	if err != nil {
-		return stopped(ctx, err)
-	}
-	r.p = place{s.Namespace, id, int16(shard), s.Shards}
+	r := &relay{s: s, p: place{s.Namespace, 0, int16(shard), s.Shards}, pool: pool, q: db.New(pool), log: log.With("subscription", s.Name, "shard", shard), seed: maphash.MakeSeed(), page: s.Page}
 	for ctx.Err() == nil {
 		err := r.run(ctx)
 		switch {
@@ -84,20 +88,20 @@ func Relay(ctx context.Context, pool *pgxpool.Pool, s Subscription, shard int, l
 	return nil
 }
 
-func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
-}
-
 // run relays from the position in the database on, until an error.
 func (r *relay) run(ctx context.Context) error {
-	if err := r.loadBlocked(ctx); err != nil {
-		return err
+	if r.p.id == 0 {
+		id, _, err := create(ctx, r.pool, r.s)
+		if err != nil {
+			return err
+		}
+		r.p.id = id
 	}
 	at, err := r.p.read(ctx, r.q)
 	if err != nil {
+		return err
+	}
+	if err := r.loadBlocked(ctx); err != nil { // after the position: what another relay parks from here on moves that, and is found out
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -148,35 +152,21 @@ func (r *relay) run(ctx context.Context) error {
 			pause(ctx, pausedEvery)
 			continue
 		}
-		events, err := r.p.page(ctx, r.q, at, topics, r.s.Page)
+		turn := r.turn
+		if r.s.SinkTx != nil {
+			turn = r.turnTx
+		}
+		got, err := turn(ctx, &at, topics, session.Monotonic()-movedAt < int64(settleEvery))
 		if err != nil {
 			return err
 		}
-		aside, ok := r.deliver(ctx, events)
-		if !ok {
-			return context.Cause(ctx)
-		}
-		last := len(events) < r.s.Page
-		idle := last && len(events) == 0 && at.batch.epoch == at.epoch
-		switch {
-		case idle && at.batch.ceiling-at.mark < settleIDs && session.Monotonic()-movedAt < int64(settleEvery):
-			at = at.skip() // events of others, which are soon read over again
-		case last:
-			at = at.next()
-			fallthrough
-		default:
-			if !last {
-				at.batch.done = events[len(events)-1].Seq
-			}
-			if err := r.settle(ctx, &at, len(events), aside); err != nil {
-				return err
-			}
+		if got.moved {
 			movedAt = session.Monotonic()
 		}
-		if len(events) > 0 {
+		if got.events > 0 {
 			wait = r.s.Poll
 		}
-		if last {
+		if got.last {
 			pause(ctx, wait)
 			wait = min(2*wait, r.s.PollMax)
 		}
@@ -184,19 +174,63 @@ func (r *relay) run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+// turned is what became of a turn.
+type turned struct {
+	events int
+	last   bool // of the batch
+	moved  bool // the position was appended
+}
+
+// turn reads a page of the open batch, delivers and settles it. lazy: a position that has moved over events of others only need not be kept.
+func (r *relay) turn(ctx context.Context, at *position, topics []string, lazy bool) (turned, error) {
+	return r.turnOn(ctx, r.q, r.s.Sink, at, topics, lazy)
+}
+
+func (r *relay) turnOn(ctx context.Context, q *db.Queries, sink Sink, at *position, topics []string, lazy bool) (turned, error) {
+	events, last, err := r.p.page(ctx, q, *at, topics, r.page)
+	if err != nil {
+		return turned{}, err
+	}
+	aside, err := r.deliver(ctx, sink, events)
+	if err != nil {
+		return turned{}, err
+	}
+	got := turned{events: len(events), last: last}
+	idle := last && len(events) == 0 && at.batch.epoch == at.epoch
+	switch {
+	case idle && at.batch.ceiling-at.mark < settleIDs && lazy:
+		*at = at.skip() // events of others, which are soon read over again
+		return got, nil
+	case last:
+		*at = at.next()
+	default:
+		at.batch.done = events[len(events)-1].Seq
+	}
+	got.moved = true
+	return got, r.settle(ctx, q, at, len(events), aside)
+}
+
 // settle settles a page, also when ctx has ended meanwhile: what was delivered need not be delivered again.
-func (r *relay) settle(ctx context.Context, at *position, events int, aside parks) error {
+func (r *relay) settle(ctx context.Context, q *db.Queries, at *position, events int, aside parks) error {
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer stop()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.p.settle(ctx, r.q, at, events, aside, r.s.Policy == Skip); err != nil {
+	if err := r.p.settle(ctx, q, at, events, aside, r.s.Policy == Skip, r.s.SinkTx != nil); err != nil {
 		return err
 	}
-	if len(aside.ids) > 0 {
-		r.known = true
-	}
+	r.block(aside)
 	return nil
+}
+
+// block has later events of the keys put aside wait behind them, also where a key was drained after its event had been read. Under mu.
+func (r *relay) block(aside parks) {
+	for i, key := range aside.keys {
+		r.known = true
+		if key != "" && (!aside.dead[i] || r.s.Policy != Skip) {
+			r.blocked[key] = struct{}{}
+		}
+	}
 }
 
 func (r *relay) loadBlocked(ctx context.Context) error {
@@ -238,13 +272,16 @@ func (r *relay) full(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// deliver hands a page to the sink, key by key in order, several keys at once, until each event is delivered or put aside. ok is false when ctx ended before.
-func (r *relay) deliver(ctx context.Context, events []Event) (aside parks, ok bool) {
+// errDown ends the turn of a TxSink that says it is down, for no transaction is to be open while it is left alone.
+var errDown = errors.New("outbox: the receiver is down")
+
+// deliver hands a page to the sink, key by key in order, several keys at once, until each event is delivered or put aside. The error is errDown, or why ctx ended before.
+func (r *relay) deliver(ctx context.Context, sink Sink, events []Event) (aside parks, err error) {
 	lanes := r.lanes(events, &aside)
 	var mu sync.Mutex // of aside
 	for len(lanes) > 0 {
-		if !r.waitUp(ctx) {
-			return aside, false
+		if r.s.SinkTx == nil && !r.waitUp(ctx) {
+			return aside, context.Cause(ctx)
 		}
 		try := lanes
 		if r.isDown() {
@@ -252,16 +289,15 @@ func (r *relay) deliver(ctx context.Context, events []Event) (aside parks, ok bo
 		}
 		var group sync.WaitGroup
 		for i := range try {
-			group.Go(func() { try[i] = r.lane(ctx, try[i], &aside, &mu) })
+			group.Go(func() { try[i] = r.lane(ctx, sink, try[i], &aside, &mu) })
 		}
 		group.Wait()
-		if ctx.Err() != nil {
-			left := slices.ContainsFunc(lanes, func(l []Event) bool { return len(l) > 0 })
-			return aside, !left
-		}
 		lanes = slices.DeleteFunc(lanes, func(l []Event) bool { return len(l) == 0 })
+		if len(lanes) > 0 && (ctx.Err() != nil || r.s.SinkTx != nil) {
+			return aside, cmp.Or(context.Cause(ctx), errDown)
+		}
 	}
-	return aside, true
+	return aside, nil
 }
 
 // lanes divides a page by key. Events of keys that wait are put aside.
@@ -273,7 +309,7 @@ func (r *relay) lanes(events []Event, aside *parks) [][]Event {
 		n := i
 		if e.Key != "" {
 			if _, waits := r.blocked[e.Key]; waits {
-				aside.add(e.Seq, 0, -1, false, "")
+				aside.add(e, -1, false, "")
 				continue
 			}
 			n = int(maphash.String(r.seed, e.Key) % uint64(r.s.Parallel))
@@ -284,47 +320,43 @@ func (r *relay) lanes(events []Event, aside *parks) [][]Event {
 }
 
 // lane delivers events one call after the other and returns those that are left because the receiver is down or ctx ended.
-func (r *relay) lane(ctx context.Context, events []Event, aside *parks, mu *sync.Mutex) []Event {
+func (r *relay) lane(ctx context.Context, sink Sink, events []Event, aside *parks, mu *sync.Mutex) []Event {
 	for len(events) > 0 && ctx.Err() == nil {
 		n := min(len(events), r.s.Batch)
-		accepted, err := r.send(ctx, events[:n])
+		accepted, err := r.send(ctx, sink, events[:n:n])
 		events = events[accepted:]
 		if err == nil {
 			continue
 		}
-		if ctx.Err() != nil {
-			return events
-		}
-		if r.refused(ctx, err, true) {
+		if ctx.Err() != nil || r.refused(ctx, err) {
 			return events
 		}
 		failed := events[0]
 		retry, dead := r.judge(ctx, failed, err)
 		mu.Lock()
-		aside.add(failed.Seq, failed.Attempt, retry, dead, text(err))
+		aside.add(failed, retry, dead, text(err))
 		rest := events[1:]
 		if failed.Key != "" && (!dead || r.s.Policy != Skip) {
-			r.mu.Lock()
-			r.blocked[failed.Key] = struct{}{}
-			r.mu.Unlock()
-			others := make([]Event, 0, len(rest))
-			for _, e := range rest {
+			rest = make([]Event, 0, len(rest))
+			for _, e := range events[1:] {
 				if e.Key == failed.Key {
-					aside.add(e.Seq, 0, -1, false, "")
+					aside.add(e, -1, false, "")
 				} else {
-					others = append(others, e)
+					rest = append(rest, e)
 				}
 			}
-			rest = others
 		}
 		mu.Unlock()
 		events = rest
+		if r.failed(err) {
+			return events
+		}
 	}
 	return events
 }
 
 // send calls the sink, and keeps it to its word.
-func (r *relay) send(ctx context.Context, events []Event) (accepted int, err error) {
+func (r *relay) send(ctx context.Context, sink Sink, events []Event) (accepted int, err error) {
 	sctx, stop := context.WithTimeout(ctx, r.s.Timeout)
 	defer stop()
 	defer func() {
@@ -332,7 +364,7 @@ func (r *relay) send(ctx context.Context, events []Event) (accepted int, err err
 			accepted, err = 0, fmt.Errorf("outbox: the sink panicked: %v", p)
 		}
 	}()
-	accepted, err = r.s.Sink.Send(sctx, events)
+	accepted, err = sink.Send(sctx, events)
 	if accepted < 0 || accepted > len(events) || err == nil && accepted < len(events) {
 		return 0, fmt.Errorf("outbox: the sink says that it accepted %d of %d events: %w", accepted, len(events), errors.Join(err, errors.New("its count is wrong")))
 	}
@@ -350,28 +382,41 @@ func (r *relay) send(ctx context.Context, events []Event) (accepted int, err err
 	return accepted, err
 }
 
-// refused tells whether err means the receiver as a whole, and leaves that alone for a while. first: of an event not parked, whose failures count towards that.
-func (r *relay) refused(ctx context.Context, err error, first bool) bool {
+// refused tells whether err is of the receiver as a whole, and then leaves that alone for a while: no attempt is counted.
+func (r *relay) refused(ctx context.Context, err error) bool {
 	if errors.Is(err, ErrGone) {
 		r.stop(ctx, "the receiver is gone: "+text(err))
 		return true
 	}
 	after, down := IsUnavailable(err)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if first && !IsPermanent(err) {
-		r.failures++
-		down = down || r.failures > failuresMax
+	if down {
+		r.mu.Lock()
+		r.rest(max(after, min(max(2*r.down, r.s.Breaker), breakerMax, max(r.s.BackoffMax, r.s.Breaker))), err)
+		r.mu.Unlock()
 	}
-	if !down {
+	return down
+}
+
+// failed counts an attempt that failed, and tells whether so many have failed one after another that the receiver is left alone for a while.
+func (r *relay) failed(err error) bool {
+	if IsPermanent(err) || r.s.SinkTx != nil {
 		return false
 	}
-	if now := session.Monotonic(); r.until <= now { // else others of the same moment have said so
-		r.down = min(max(2*r.down, r.s.Breaker), breakerMax, max(r.s.BackoffMax, r.s.Breaker))
-		r.until = now + int64(max(r.down, after))
-		r.log.Warn("receiver is down, waiting", "wait", max(r.down, after), "err", err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failures++; r.failures <= failuresMax {
+		return false
 	}
+	r.rest(r.s.Breaker, err)
 	return true
+}
+
+// rest leaves the receiver alone. Under mu.
+func (r *relay) rest(wait time.Duration, err error) {
+	if now := session.Monotonic(); r.until <= now { // else others of the same moment have said so
+		r.down, r.until = wait, now+int64(wait)
+		r.log.Warn("receiver is down, waiting", "wait", wait, "err", err)
+	}
 }
 
 // stop pauses the subscription.
@@ -418,8 +463,10 @@ func (r *relay) waitUp(ctx context.Context) bool {
 		left := r.until - session.Monotonic()
 		r.mu.Unlock()
 		if left <= 0 {
-			s, err := r.q.ReadSubscription(ctx, db.ReadSubscriptionParams{Ns: r.s.Namespace, Name: r.s.Name})
-			if !r.isDown() || err == nil && !s.Paused {
+			if !r.isDown() {
+				return true
+			}
+			if s, err := r.q.ReadSubscription(ctx, db.ReadSubscriptionParams{Ns: r.s.Namespace, Name: r.s.Name}); err == nil && !s.Paused {
 				return true
 			}
 			left = int64(pausedEvery)
@@ -429,9 +476,10 @@ func (r *relay) waitUp(ctx context.Context) bool {
 	return false
 }
 
+// text is what is kept of an error: Postgres takes neither broken characters nor NUL.
 func text(err error) string {
 	out := err.Error()
-	return out[:min(len(out), errorTextMax)]
+	return strings.ReplaceAll(strings.ToValidUTF8(out[:min(len(out), errorTextMax)], "\uFFFD"), "\x00", "\uFFFD")
 }
 
 func pause(ctx context.Context, d time.Duration) {
