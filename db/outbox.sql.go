@@ -393,7 +393,7 @@ func (q *Queries) LockSubscription(ctx context.Context, arg LockSubscriptionPara
 
 const openBatch = `-- name: OpenBatch :one
 SELECT to_epoch::smallint AS to_epoch, to_xid::xid8 AS to_xid, to_late::text[] AS to_late, to_mark::bigint AS to_mark, ceiling::bigint AS ceiling,
-  coalesce(topics, '{}')::text[] AS topics, paused::boolean AS paused
+  coalesce(topics, '{}')::text[] AS topics, paused::boolean AS paused, incarnation::bigint AS incarnation
 FROM pawl.outbox_open($1::smallint, $2::int, $3::smallint)
 `
 
@@ -404,13 +404,14 @@ type OpenBatchParams struct {
 }
 
 type OpenBatchRow struct {
-	ToEpoch int16
-	ToXID   uint64
-	ToLate  []string
-	ToMark  int64
-	Ceiling int64
-	Topics  []string
-	Paused  bool
+	ToEpoch     int16
+	ToXID       uint64
+	ToLate      []string
+	ToMark      int64
+	Ceiling     int64
+	Topics      []string
+	Paused      bool
+	Incarnation int64
 }
 
 func (q *Queries) OpenBatch(ctx context.Context, arg OpenBatchParams) (OpenBatchRow, error) {
@@ -424,6 +425,7 @@ func (q *Queries) OpenBatch(ctx context.Context, arg OpenBatchParams) (OpenBatch
 		&i.Ceiling,
 		&i.Topics,
 		&i.Paused,
+		&i.Incarnation,
 	)
 	return i, err
 }
@@ -682,7 +684,7 @@ func (q *Queries) ReadParked(ctx context.Context, arg ReadParkedParams) ([]ReadP
 const readPosition = `-- name: ReadPosition :one
 SELECT b.id::bigint AS id, b.epoch::smallint AS epoch, b.seen_xid::xid8 AS seen_xid, b.late::text[] AS late, b.floor::bigint AS floor, b.mark::bigint AS mark, coalesce(b.to_epoch, 0)::smallint AS to_epoch,
   coalesce(b.to_xid, '0')::xid8 AS to_xid, coalesce(b.to_late, '{}')::text[] AS to_late, coalesce(b.to_floor, 0)::bigint AS to_floor, coalesce(b.to_mark, 0)::bigint AS to_mark, coalesce(b.ceiling, 0)::bigint AS ceiling,
-  coalesce(b.done, -1)::bigint AS done
+  coalesce(b.done, -1)::bigint AS done, coalesce((SELECT i.nonce FROM pawl.incarnation i), 0)::bigint AS incarnation
 FROM pawl.subscription_position($1::smallint, $2::int, $3::smallint) b
 `
 
@@ -693,19 +695,20 @@ type ReadPositionParams struct {
 }
 
 type ReadPositionRow struct {
-	ID      int64
-	Epoch   int16
-	SeenXID uint64
-	Late    []string
-	Floor   int64
-	Mark    int64
-	ToEpoch int16
-	ToXID   uint64
-	ToLate  []string
-	ToFloor int64
-	ToMark  int64
-	Ceiling int64
-	Done    int64
+	ID          int64
+	Epoch       int16
+	SeenXID     uint64
+	Late        []string
+	Floor       int64
+	Mark        int64
+	ToEpoch     int16
+	ToXID       uint64
+	ToLate      []string
+	ToFloor     int64
+	ToMark      int64
+	Ceiling     int64
+	Done        int64
+	Incarnation int64
 }
 
 // done -1: no batch is open, and to_* mean nothing.
@@ -726,6 +729,7 @@ func (q *Queries) ReadPosition(ctx context.Context, arg ReadPositionParams) (Rea
 		&i.ToMark,
 		&i.Ceiling,
 		&i.Done,
+		&i.Incarnation,
 	)
 	return i, err
 }
@@ -797,7 +801,7 @@ SELECT pawl.outbox_settle($1::smallint, $2::int, $3::smallint, $4::bigint, $5::s
   CASE WHEN $10::bigint >= 0 THEN $11::smallint END, CASE WHEN $10::bigint >= 0 THEN $12::xid8 END,
   CASE WHEN $10::bigint >= 0 THEN ($13::text[])::xid8[] END, CASE WHEN $10::bigint >= 0 THEN $14::bigint END, CASE WHEN $10::bigint >= 0 THEN $15::bigint END,
   CASE WHEN $10::bigint >= 0 THEN $16::bigint END, CASE WHEN $10::bigint >= 0 THEN $10::bigint END,
-  $17::bigint, $18::bigint[], $19::int[], array_replace($20::bigint[], -1, NULL), $21::boolean[], $22::text[], $23::boolean, $24::boolean)::bigint AS id
+  $17::bigint, $18::bigint[], $19::int[], array_replace($20::bigint[], -1, NULL), $21::boolean[], $22::text[], $23::boolean, $24::boolean, $25::bigint)::bigint AS id
 `
 
 type SettleBatchParams struct {
@@ -825,6 +829,7 @@ type SettleBatchParams struct {
 	Errors         []string
 	Skip           bool
 	Durable        bool
+	Incarnation    int64
 }
 
 // done -1: the batch is closed, to_* mean nothing. retry_ms -1: none.
@@ -854,6 +859,7 @@ func (q *Queries) SettleBatch(ctx context.Context, arg SettleBatchParams) (int64
 		arg.Errors,
 		arg.Skip,
 		arg.Durable,
+		arg.Incarnation,
 	)
 	var id int64
 	err := row.Scan(&id)

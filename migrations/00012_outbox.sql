@@ -104,6 +104,13 @@ CREATE TABLE pawl.parked_event (
   UNIQUE (ns, subscription_id, id)
 );
 
+-- A number that is drawn anew after each crash, fail-over and restore: Postgres empties an unlogged table then. Transaction ids of which no WAL had been flushed are given
+-- out again at the same moments, so a snapshot of before, kept in a process, means nothing after.
+CREATE UNLOGGED TABLE pawl.incarnation (
+  one   boolean PRIMARY KEY DEFAULT true CHECK (one),
+  nonce bigint  NOT NULL CHECK (nonce > 0)
+);
+
 -- What a relay holds while it reads or moves its position, and an operator while he changes it.
 CREATE FUNCTION pawl.subscription_key(p_subscription int, p_shard smallint) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended(($1::bigint << 16) + $2, 7012)';
@@ -326,10 +333,10 @@ END;
 
 -- Opens a batch after a position in p_epoch: all that is committed by now. The mark is read before the snapshot and the ceiling after it, each in a statement of its own.
 -- A batch of an earlier epoch holds all that is left of it; the next one begins at the front of the next epoch. Must come before its transaction has an id, which no
--- snapshot of its own lists: PW005. Raises PW003 when the database was moved to another cluster.
+-- snapshot of its own lists: PW005. incarnation: of the server, for outbox_settle. Raises PW003 when the database was moved to another cluster.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_open(p_ns smallint, p_subscription int, p_epoch smallint,
-  OUT to_epoch smallint, OUT to_xid xid8, OUT to_late xid8[], OUT to_mark bigint, OUT ceiling bigint, OUT topics text[], OUT paused boolean)
+  OUT to_epoch smallint, OUT to_xid xid8, OUT to_late xid8[], OUT to_mark bigint, OUT ceiling bigint, OUT topics text[], OUT paused boolean, OUT incarnation bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_home boolean;
@@ -348,14 +355,18 @@ BEGIN
     to_xid := '18446744073709551615';
     to_late := '{}';
     to_mark := 0;
-    ceiling := pawl.outbox_last();
-    RETURN;
+  ELSE
+    to_mark := pawl.outbox_last();
+    v_snap := pg_current_snapshot();
+    to_xid := pg_snapshot_xmax(v_snap);
+    to_late := pawl.snapshot_late(v_snap);
   END IF;
-  to_mark := pawl.outbox_last();
-  v_snap := pg_current_snapshot();
-  to_xid := pg_snapshot_xmax(v_snap);
-  to_late := pawl.snapshot_late(v_snap);
   ceiling := pawl.outbox_last();
+  SELECT i.nonce INTO incarnation FROM pawl.incarnation i;
+  IF NOT FOUND THEN -- not before the snapshot: the insert takes a transaction id
+    INSERT INTO pawl.incarnation (nonce) VALUES (1 + (random() * 9e15)::bigint) ON CONFLICT DO NOTHING;
+    SELECT i.nonce INTO incarnation FROM pawl.incarnation i;
+  END IF;
 END $$;
 -- +goose StatementEnd
 
@@ -390,13 +401,13 @@ END $$;
 
 -- Moves a shard on from the position p_from to the one given, and puts events of the batch aside: those that failed (p_retry_ms: when to try again, NULL with p_dead: never)
 -- and those of their keys after them (both NULL). Gives the new position's id. Unless p_durable it commits asynchronously: what a crash undoes is delivered again. Raises PW001 when p_from is
--- not the newest any more: another relay or an operator has moved it.
+-- not the newest any more: another relay or an operator has moved it; and when the server is not in the incarnation in which the batch was opened.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_settle(p_ns smallint, p_subscription int, p_shard smallint, p_from bigint,
   p_epoch smallint, p_seen_xid xid8, p_late xid8[], p_floor bigint, p_mark bigint, p_to_epoch smallint, p_to_xid xid8, p_to_late xid8[], p_to_floor bigint,
   p_to_mark bigint, p_ceiling bigint, p_done bigint,
   p_events bigint, p_ids bigint[], p_attempts int[], p_retry_ms bigint[], p_dead boolean[], p_errors text[],
-  p_skip boolean, p_durable boolean) RETURNS bigint
+  p_skip boolean, p_durable boolean, p_incarnation bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
 DECLARE
   v_now    timestamptz;
@@ -408,7 +419,7 @@ BEGIN
   END IF;
   PERFORM pg_advisory_xact_lock(pawl.subscription_key(p_subscription, p_shard));
   SELECT b.id, b.events INTO v_id, v_events FROM pawl.subscription_position(p_ns, p_subscription, p_shard) b;
-  IF v_id IS DISTINCT FROM p_from THEN
+  IF v_id IS DISTINCT FROM p_from OR p_incarnation IS DISTINCT FROM (SELECT i.nonce FROM pawl.incarnation i) THEN
     RAISE EXCEPTION 'pawl: the position of subscription % shard % was moved by somebody else', p_subscription, p_shard USING ERRCODE = 'PW001';
   END IF;
   v_now := clock_timestamp();
@@ -569,6 +580,6 @@ SELECT pawl.partition_ahead();
 DROP FUNCTION pawl.outbox_rebase, pawl.sweep_outbox, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_lead,
   pawl.outbox_settle, pawl.outbox_page, pawl.outbox_open, pawl.subscription_position, pawl.subscription_create, pawl.ordered, pawl.publish, pawl.publish_event, pawl.raise_outbox_moved,
   pawl.publish_many, pawl.raise_event, pawl.outbox_create, pawl.uuid7, pawl.outbox_last, pawl.snapshot_late, pawl.event_key, pawl.subscription_key;
-DROP TABLE pawl.parked_event, pawl.subscription_batch, pawl.subscription, pawl.outbox_event, pawl.outbox;
+DROP TABLE pawl.parked_event, pawl.subscription_batch, pawl.subscription, pawl.outbox_event, pawl.outbox, pawl.incarnation;
 DROP SEQUENCE pawl.parked_event_place, pawl.outbox_event_id;
 DELETE FROM pawl.partition p WHERE p.parent = 'outbox_event';

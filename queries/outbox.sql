@@ -19,12 +19,12 @@ FROM pawl.subscription_create(@ns::smallint, @name::text, nullif(@topics::text[]
 -- done -1: no batch is open, and to_* mean nothing.
 SELECT b.id::bigint AS id, b.epoch::smallint AS epoch, b.seen_xid::xid8 AS seen_xid, b.late::text[] AS late, b.floor::bigint AS floor, b.mark::bigint AS mark, coalesce(b.to_epoch, 0)::smallint AS to_epoch,
   coalesce(b.to_xid, '0')::xid8 AS to_xid, coalesce(b.to_late, '{}')::text[] AS to_late, coalesce(b.to_floor, 0)::bigint AS to_floor, coalesce(b.to_mark, 0)::bigint AS to_mark, coalesce(b.ceiling, 0)::bigint AS ceiling,
-  coalesce(b.done, -1)::bigint AS done
+  coalesce(b.done, -1)::bigint AS done, coalesce((SELECT i.nonce FROM pawl.incarnation i), 0)::bigint AS incarnation
 FROM pawl.subscription_position(@ns::smallint, @subscription_id::int, @shard::smallint) b;
 
 -- name: OpenBatch :one
 SELECT to_epoch::smallint AS to_epoch, to_xid::xid8 AS to_xid, to_late::text[] AS to_late, to_mark::bigint AS to_mark, ceiling::bigint AS ceiling,
-  coalesce(topics, '{}')::text[] AS topics, paused::boolean AS paused
+  coalesce(topics, '{}')::text[] AS topics, paused::boolean AS paused, incarnation::bigint AS incarnation
 FROM pawl.outbox_open(@ns::smallint, @subscription_id::int, @epoch::smallint);
 
 -- name: ReadPage :many
@@ -39,7 +39,7 @@ SELECT pawl.outbox_settle(@ns::smallint, @subscription_id::int, @shard::smallint
   CASE WHEN @done::bigint >= 0 THEN @to_epoch::smallint END, CASE WHEN @done::bigint >= 0 THEN @to_xid::xid8 END,
   CASE WHEN @done::bigint >= 0 THEN (@to_late::text[])::xid8[] END, CASE WHEN @done::bigint >= 0 THEN @to_floor::bigint END, CASE WHEN @done::bigint >= 0 THEN @to_mark::bigint END,
   CASE WHEN @done::bigint >= 0 THEN @ceiling::bigint END, CASE WHEN @done::bigint >= 0 THEN @done::bigint END,
-  @events::bigint, @ids::bigint[], @attempts::int[], array_replace(@retry_ms::bigint[], -1, NULL), @dead::boolean[], @errors::text[], @skip::boolean, @durable::boolean)::bigint AS id;
+  @events::bigint, @ids::bigint[], @attempts::int[], array_replace(@retry_ms::bigint[], -1, NULL), @dead::boolean[], @errors::text[], @skip::boolean, @durable::boolean, @incarnation::bigint)::bigint AS id;
 
 -- name: ListParkedKeys :many
 SELECT DISTINCT coalesce(e.key, '')::text AS key FROM pawl.parked_event e

@@ -61,6 +61,7 @@ func consume(ctx context.Context, tx pgx.Tx, ns int16, subscription string, shar
 		return 0, err
 	}
 	was := at.batch
+	at.since = sinceThisTx
 	topics, paused, empty, err := p.open(ctx, q, &at) // before this transaction has an id, which no snapshot of its own lists
 	if err != nil {
 		return 0, err

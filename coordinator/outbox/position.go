@@ -28,7 +28,12 @@ type position struct {
 	floor int64
 	mark  int64
 	batch *batch // open, or nil
+	// since is the incarnation of the server in which it was read: after a crash its transaction ids may be others', so it must be read again.
+	since int64
 }
+
+// sinceThisTx stands in position.since for one that was read in the transaction that opens its batch.
+const sinceThisTx = -1
 
 // batch is what was committed by a later snapshot and not seen, in the order of ids, none above ceiling; those up to done are settled.
 type batch struct {
@@ -46,7 +51,7 @@ func (p place) read(ctx context.Context, q *db.Queries) (position, error) {
 	if err != nil {
 		return position{}, fmt.Errorf("read position: %w", wrap(err))
 	}
-	out := position{id: row.ID, epoch: row.Epoch, xid: row.SeenXID, late: row.Late, floor: row.Floor, mark: row.Mark}
+	out := position{id: row.ID, epoch: row.Epoch, xid: row.SeenXID, late: row.Late, floor: row.Floor, mark: row.Mark, since: row.Incarnation}
 	if row.Done >= 0 {
 		out.batch = &batch{row.ToEpoch, row.ToXID, row.ToLate, row.ToFloor, row.ToMark, row.Ceiling, row.Done}
 	}
@@ -59,6 +64,12 @@ func (p place) open(ctx context.Context, q *db.Queries, at *position) (topics []
 	if err != nil {
 		return nil, false, false, fmt.Errorf("open batch: %w", wrap(err))
 	}
+	if at.since == sinceThisTx {
+		at.since = row.Incarnation
+	}
+	if row.Incarnation != at.since {
+		return nil, false, false, fmt.Errorf("open batch: the server has recovered from a crash: %w", ErrLost)
+	}
 	at.batch = &batch{row.ToEpoch, row.ToXID, row.ToLate, at.mark, row.ToMark, row.Ceiling, 0}
 	empty = row.ToEpoch == at.epoch && row.Ceiling <= at.floor && !slices.ContainsFunc(at.late, func(x string) bool { return !slices.Contains(row.ToLate, x) })
 	return row.Topics, row.Paused, empty, nil
@@ -68,9 +79,9 @@ func (p place) open(ctx context.Context, q *db.Queries, at *position) (topics []
 func (at position) next() position {
 	b := at.batch
 	if b.epoch > at.epoch {
-		return position{id: at.id, epoch: b.epoch, late: []string{}}
+		return position{id: at.id, epoch: b.epoch, late: []string{}, since: at.since}
 	}
-	return position{id: at.id, epoch: b.epoch, xid: b.xid, late: b.late, floor: b.floor, mark: b.mark}
+	return position{id: at.id, epoch: b.epoch, xid: b.xid, late: b.late, floor: b.floor, mark: b.mark, since: at.since}
 }
 
 // skip is the same for a batch that held nothing and is not settled: its mark is no floor yet.
@@ -162,7 +173,7 @@ func (a *parks) add(e Event, retryMS int64, dead bool, text string) {
 func (p place) settle(ctx context.Context, q *db.Queries, at *position, events int, aside parks, skip, durable bool) error {
 	arg := db.SettleBatchParams{
 		Ns: p.ns, SubscriptionID: p.id, Shard: p.shard, FromID: at.id, Epoch: at.epoch, SeenXID: at.xid, Late: at.late, Floor: at.floor, Mark: at.mark, Done: -1, ToLate: []string{},
-		Events: int64(events), IDs: aside.ids, Attempts: aside.attempts, RetryMs: aside.retryMS, Dead: aside.dead, Errors: aside.errors, Skip: skip, Durable: durable,
+		Events: int64(events), IDs: aside.ids, Attempts: aside.attempts, RetryMs: aside.retryMS, Dead: aside.dead, Errors: aside.errors, Skip: skip, Durable: durable, Incarnation: at.since,
 	}
 	if b := at.batch; b != nil {
 		arg.ToEpoch, arg.ToXID, arg.ToLate, arg.ToFloor, arg.ToMark, arg.Ceiling, arg.Done = b.epoch, b.xid, b.late, b.floor, b.mark, b.ceiling, b.done
