@@ -93,6 +93,15 @@ func (q *Queries) FirstEventSince(ctx context.Context, arg FirstEventSinceParams
 	return id, err
 }
 
+const incarnate = `-- name: Incarnate :exec
+SELECT pawl.incarnate()
+`
+
+func (q *Queries) Incarnate(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, incarnate)
+	return err
+}
+
 const listDueParked = `-- name: ListDueParked :many
 SELECT (CASE WHEN e.skipped THEN '' ELSE coalesce(e.key, '') END)::text AS key, e.id::bigint AS id FROM pawl.parked_event e
 WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL AND e.retry_at <= clock_timestamp()
@@ -711,7 +720,7 @@ type ReadPositionRow struct {
 	Incarnation int64
 }
 
-// done -1: no batch is open, and to_* mean nothing.
+// done -1: no batch is open, and to_* mean nothing. incarnation 0: none has begun, see Incarnate.
 func (q *Queries) ReadPosition(ctx context.Context, arg ReadPositionParams) (ReadPositionRow, error) {
 	row := q.db.QueryRow(ctx, readPosition, arg.Ns, arg.SubscriptionID, arg.Shard)
 	var i ReadPositionRow

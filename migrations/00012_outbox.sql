@@ -111,6 +111,22 @@ CREATE UNLOGGED TABLE pawl.incarnation (
   nonce bigint  NOT NULL CHECK (nonce > 0)
 );
 
+-- The server's incarnation, which begins if it has none.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.incarnate() RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_nonce bigint;
+BEGIN
+  SELECT i.nonce INTO v_nonce FROM pawl.incarnation i;
+  IF NOT FOUND THEN
+    INSERT INTO pawl.incarnation (nonce) VALUES (1 + (random() * 9e15)::bigint) ON CONFLICT DO NOTHING;
+    SELECT i.nonce INTO v_nonce FROM pawl.incarnation i;
+  END IF;
+  RETURN v_nonce;
+END $$;
+-- +goose StatementEnd
+
 -- What a relay holds while it reads or moves its position, and an operator while he changes it.
 CREATE FUNCTION pawl.subscription_key(p_subscription int, p_shard smallint) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended(($1::bigint << 16) + $2, 7012)';
@@ -362,11 +378,7 @@ BEGIN
     to_late := pawl.snapshot_late(v_snap);
   END IF;
   ceiling := pawl.outbox_last();
-  SELECT i.nonce INTO incarnation FROM pawl.incarnation i;
-  IF NOT FOUND THEN -- not before the snapshot: the insert takes a transaction id
-    INSERT INTO pawl.incarnation (nonce) VALUES (1 + (random() * 9e15)::bigint) ON CONFLICT DO NOTHING;
-    SELECT i.nonce INTO incarnation FROM pawl.incarnation i;
-  END IF;
+  incarnation := pawl.incarnate(); -- not before the snapshot: it may take a transaction id
 END $$;
 -- +goose StatementEnd
 
@@ -579,7 +591,7 @@ SELECT pawl.partition_ahead();
 -- +goose Down
 DROP FUNCTION pawl.outbox_rebase, pawl.sweep_outbox, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_lead,
   pawl.outbox_settle, pawl.outbox_page, pawl.outbox_open, pawl.subscription_position, pawl.subscription_create, pawl.ordered, pawl.publish, pawl.publish_event, pawl.raise_outbox_moved,
-  pawl.publish_many, pawl.raise_event, pawl.outbox_create, pawl.uuid7, pawl.outbox_last, pawl.snapshot_late, pawl.event_key, pawl.subscription_key;
+  pawl.publish_many, pawl.raise_event, pawl.outbox_create, pawl.uuid7, pawl.outbox_last, pawl.snapshot_late, pawl.event_key, pawl.subscription_key, pawl.incarnate;
 DROP TABLE pawl.parked_event, pawl.subscription_batch, pawl.subscription, pawl.outbox_event, pawl.outbox, pawl.incarnation;
 DROP SEQUENCE pawl.parked_event_place, pawl.outbox_event_id;
 DELETE FROM pawl.partition p WHERE p.parent = 'outbox_event';

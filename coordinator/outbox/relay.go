@@ -97,6 +97,9 @@ func (r *relay) run(ctx context.Context) error {
 		}
 		r.p.id = id
 	}
+	if err := r.q.Incarnate(ctx); err != nil {
+		return fmt.Errorf("begin incarnation: %w", wrap(err))
+	}
 	at, err := r.p.read(ctx, r.q)
 	if err != nil {
 		return err
