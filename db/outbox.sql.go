@@ -537,7 +537,7 @@ const readPage = `-- name: ReadPage :many
 SELECT id::bigint AS id, created_at::timestamptz AS created_at, event_id::text AS event_id, topic::text AS topic, coalesce(key, '')::text AS key, type::text AS type,
   coalesce(content_type, '')::text AS content_type, coalesce(headers, 'null')::json AS headers, payload::bytea AS payload
 FROM pawl.outbox_page($1::smallint, nullif($2::text[], '{}'), $3::int, $4::int, $5::smallint, $6::xid8, ($7::text[])::xid8[], $8::bigint,
-  $9::xid8, ($10::text[])::xid8[], $11::bigint, $12::bigint, $13::int, $14::bigint)
+  $9::xid8, ($10::text[])::xid8[], $11::bigint, $12::bigint, $13::int)
 `
 
 type ReadPageParams struct {
@@ -554,7 +554,6 @@ type ReadPageParams struct {
 	Ceiling     int64
 	Done        int64
 	LimitEvents int32
-	LimitBytes  int64
 }
 
 type ReadPageRow struct {
@@ -584,7 +583,6 @@ func (q *Queries) ReadPage(ctx context.Context, arg ReadPageParams) ([]ReadPageR
 		arg.Ceiling,
 		arg.Done,
 		arg.LimitEvents,
-		arg.LimitBytes,
 	)
 	if err != nil {
 		return nil, err

@@ -382,18 +382,18 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- A page of a batch: up to p_limit events of one shard after p_done, in the order of ids, and none after the payload that reaches p_bytes.
+-- A page of a batch: up to p_limit events of one shard after p_done, in the order of ids.
 -- Two scans: those of transactions that committed late, by their ids, and those of newer transactions, which all stand above the floor; IS TRUE
 -- keeps each from the other's index, whatever the statistics say: a page would read and sort all that is left.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_page(p_ns smallint, p_topics text[], p_shards int, p_shard int, p_epoch smallint, p_seen_xid xid8, p_late xid8[], p_floor bigint,
-  p_to_xid xid8, p_to_late xid8[], p_ceiling bigint, p_done bigint, p_limit int, p_bytes bigint)
+  p_to_xid xid8, p_to_late xid8[], p_ceiling bigint, p_done bigint, p_limit int)
 RETURNS TABLE (id bigint, created_at timestamptz, event_id uuid, topic text, key text, type text, content_type text, headers json, payload bytea)
 LANGUAGE plpgsql STABLE ROWS 1000 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 BEGIN
   RETURN QUERY
     SELECT e.id, e.created_at, e.event_id, e.topic, e.key, e.type, e.content_type, e.headers, e.payload
-    FROM (SELECT f.*, sum(octet_length(f.payload)) OVER (ORDER BY f.id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before FROM (
+    FROM (
       (SELECT x.* FROM unnest(p_late) l CROSS JOIN LATERAL (
           SELECT y.* FROM pawl.outbox_event y WHERE y.ns = p_ns AND y.xid = l AND (y.id > p_done AND y.id <= p_ceiling) IS TRUE AND y.epoch = p_epoch
             AND (p_topics IS NULL OR y.topic = ANY (p_topics)) AND (y.key_hash & 2147483647) % p_shards = p_shard
@@ -406,8 +406,7 @@ BEGIN
           AND (y.xid >= p_seen_xid AND y.xid < p_to_xid) IS TRUE AND NOT y.xid = ANY (p_late) AND NOT y.xid = ANY (p_to_late)
           AND (p_topics IS NULL OR y.topic = ANY (p_topics)) AND (y.key_hash & 2147483647) % p_shards = p_shard
         ORDER BY y.id LIMIT p_limit)
-      ORDER BY id LIMIT p_limit) f) e
-    WHERE coalesce(e.bytes_before, 0) < p_bytes ORDER BY e.id;
+      ORDER BY id LIMIT p_limit) e;
 END $$;
 -- +goose StatementEnd
 

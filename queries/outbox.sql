@@ -34,7 +34,7 @@ FROM pawl.outbox_open(@ns::smallint, @subscription_id::int, @epoch::smallint);
 SELECT id::bigint AS id, created_at::timestamptz AS created_at, event_id::text AS event_id, topic::text AS topic, coalesce(key, '')::text AS key, type::text AS type,
   coalesce(content_type, '')::text AS content_type, coalesce(headers, 'null')::json AS headers, payload::bytea AS payload
 FROM pawl.outbox_page(@ns::smallint, nullif(@topics::text[], '{}'), @shards::int, @shard::int, @epoch::smallint, @seen_xid::xid8, (@late::text[])::xid8[], @floor::bigint,
-  @to_xid::xid8, (@to_late::text[])::xid8[], @ceiling::bigint, @done::bigint, @limit_events::int, @limit_bytes::bigint);
+  @to_xid::xid8, (@to_late::text[])::xid8[], @ceiling::bigint, @done::bigint, @limit_events::int);
 
 -- name: SettleBatch :one
 -- done -1: the batch is closed, to_* mean nothing. retry_ms -1: none.

@@ -74,7 +74,7 @@ func consume(ctx context.Context, tx pgx.Tx, ns int16, subscription string, shar
 	} else if empty {
 		return 0, nil
 	}
-	events, last, err := p.page(ctx, q, at, topics, limit)
+	events, last, err := p.page(ctx, tx, at, topics, limit)
 	if err != nil {
 		return 0, err
 	}

@@ -702,3 +702,42 @@ func TestMoved(t *testing.T) {
 		t.Errorf("after: got %q", got)
 	}
 }
+
+// Large events come in small pages, whatever Page says.
+func TestLargeEvents(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	large := make([]byte, outbox.PayloadBytesMax)
+	if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: "large"}); err != nil {
+		t.Fatal(err)
+	}
+	const all = 2*(outbox.PageBytesMax/outbox.PayloadBytesMax) + 3
+	for range all {
+		publish(t, pool, outbox.Event{Topic: "order", Type: "large", Payload: large})
+	}
+	sum := 0
+	for sum < all {
+		n, err := outbox.ConsumeTx(t.Context(), pool, 1, "large", 0, 1000, func(_ context.Context, _ pgx.Tx, got []outbox.Event) error {
+			bytes := 0
+			for _, e := range got {
+				bytes += len(e.Payload)
+			}
+			if bytes > outbox.PageBytesMax+outbox.PayloadBytesMax || len(got) < min(all-sum, 15) {
+				t.Errorf("%d bytes in a page of %d events", bytes, len(got))
+			}
+			return nil
+		})
+		if err != nil || n == 0 {
+			t.Fatalf("after %d events: %d, %v", sum, n, err)
+		}
+		sum += n
+	}
+	r := newReceiver()
+	s := fast("relayed", r)
+	start(t, pool, s)
+	r.waitN(t, all)
+	until(t, pool, "SELECT max(events) = $1 FROM pawl.subscription_batch b JOIN pawl.subscription s ON s.id = b.subscription_id WHERE s.name = 'relayed'", all)
+	if n := len(r.events()); n != all {
+		t.Errorf("%d deliveries of %d events", n, all)
+	}
+}

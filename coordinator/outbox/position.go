@@ -93,26 +93,24 @@ func (at position) skip() position {
 	return out
 }
 
-// page reads up to limit events of the open batch, fewer if their payloads reach PageBytesMax. last: nothing is left of it.
-func (p place) page(ctx context.Context, q *db.Queries, at position, topics []string, limit int) (events []Event, last bool, err error) {
-	b := at.batch
-	rows, err := q.ReadPage(ctx, db.ReadPageParams{
+// page reads up to limit events of the open batch, fewer if they reach PageBytesMax. last: nothing is left of it.
+func (p place) page(ctx context.Context, on DB, at position, topics []string, limit int) (events []Event, last bool, err error) {
+	b, bounded := at.batch, &db.Bounded{DBTX: on, Bytes: PageBytesMax}
+	rows, err := db.New(bounded).ReadPage(ctx, db.ReadPageParams{
 		Ns: p.ns, Topics: topics, Shards: int32(p.shards), Shard: int32(p.shard), Epoch: at.epoch, SeenXID: at.xid, Late: at.late, Floor: at.floor,
-		ToXID: b.xid, ToLate: b.late, Ceiling: b.ceiling, Done: b.done, LimitEvents: int32(limit), LimitBytes: PageBytesMax,
+		ToXID: b.xid, ToLate: b.late, Ceiling: b.ceiling, Done: b.done, LimitEvents: int32(limit),
 	})
 	if err != nil {
 		return nil, false, fmt.Errorf("read events: %w", wrap(err))
 	}
-	bytes := 0
 	events = make([]Event, len(rows))
 	for i, r := range rows {
-		bytes += len(r.Payload)
 		events[i] = Event{
 			ID: r.EventID, Topic: r.Topic, Key: r.Key, Type: r.Type, Payload: r.Payload, ContentType: contentType(r.ContentType), Headers: headers(r.Headers), Seq: r.ID,
 			CreatedAt: r.CreatedAt, Attempt: 1,
 		}
 	}
-	return events, len(rows) < limit && bytes < PageBytesMax, nil
+	return events, len(rows) < limit && !bounded.Cut, nil
 }
 
 func contentType(stored string) string {

@@ -32,7 +32,7 @@ const (
 	errorTextMax = 2000            // bytes of an error kept with a parked event
 )
 
-// PageBytesMax ends a page early, after the payload that reaches it, so that large ones do not add up.
+// PageBytesMax ends a page early, after the event that reaches it, so that large ones do not add up.
 const PageBytesMax = 16 << 20
 
 // relay hands one shard's events to the sink. Its loop reads, delivers and settles page by page; another goroutine tries parked events again.
@@ -44,7 +44,7 @@ type relay struct {
 	log  *slog.Logger
 	seed maphash.Seed
 
-	page  int   // events read at once: Page, or 1 after a transaction of a TxSink was lost
+	page  int   // events read at once: Page, or as many large ones as fit, or 1 after a transaction of a TxSink was lost
 	blame error // why the transaction of the next event alone was lost: it is put aside without another try
 
 	mu       sync.Mutex          // held over a change of parked events and of blocked, so that both agree
@@ -186,11 +186,11 @@ type turned struct {
 
 // turn reads a page of the open batch, delivers and settles it. lazy: a position that has moved over events of others only need not be kept.
 func (r *relay) turn(ctx context.Context, at *position, topics []string, lazy bool) (turned, error) {
-	return r.turnOn(ctx, r.q, r.s.Sink, at, topics, lazy)
+	return r.turnOn(ctx, r.pool, r.s.Sink, at, topics, lazy)
 }
 
-func (r *relay) turnOn(ctx context.Context, q *db.Queries, sink Sink, at *position, topics []string, lazy bool) (turned, error) {
-	events, last, err := r.p.page(ctx, q, *at, topics, r.page)
+func (r *relay) turnOn(ctx context.Context, on DB, sink Sink, at *position, topics []string, lazy bool) (turned, error) {
+	events, last, err := r.p.page(ctx, on, *at, topics, r.page)
 	if err != nil {
 		return turned{}, err
 	}
@@ -199,6 +199,11 @@ func (r *relay) turnOn(ctx context.Context, q *db.Queries, sink Sink, at *positi
 		return turned{}, err
 	}
 	got := turned{events: len(events), last: last}
+	if !last && len(events) < r.page {
+		r.page = len(events) // they are large: more would be read in vain
+	} else {
+		r.page = min(2*r.page, r.s.Page)
+	}
 	idle := last && len(events) == 0 && at.batch.epoch == at.epoch
 	switch {
 	case idle && at.batch.ceiling-at.mark < settleIDs && lazy:
@@ -210,7 +215,7 @@ func (r *relay) turnOn(ctx context.Context, q *db.Queries, sink Sink, at *positi
 		at.batch.done = events[len(events)-1].Seq
 	}
 	got.moved = true
-	return got, r.settle(ctx, q, at, len(events), aside)
+	return got, r.settle(ctx, db.New(on), at, len(events), aside)
 }
 
 // settle settles a page, also when ctx has ended meanwhile: what was delivered need not be delivered again.

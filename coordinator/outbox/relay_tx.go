@@ -73,25 +73,25 @@ func (r *relay) turnTx(ctx context.Context, at *position, topics []string, lazy 
 	if !r.waitUp(ctx) {
 		return got, context.Cause(ctx)
 	}
-	next, batch := *at, *at.batch
+	next, batch, alone := *at, *at.batch, r.page == 1
 	next.batch = &batch
-	lost, err := r.inTx(ctx, r.blame, func(q *db.Queries, sink Sink) error {
-		got, err = r.turnOn(ctx, q, sink, &next, topics, lazy)
+	lost, err := r.inTx(ctx, r.blame, func(tx pgx.Tx, sink Sink) error {
+		got, err = r.turnOn(ctx, tx, sink, &next, topics, lazy)
 		return err
 	})
 	switch {
 	case errors.Is(err, errDown):
 		return turned{}, nil
-	case lost != nil && r.page == 1:
-		r.blame = lost
-		return turned{}, nil
 	case lost != nil:
+		if alone {
+			r.blame = lost
+		}
 		r.page = 1
 		return turned{}, nil
 	case err != nil:
 		return turned{}, err
 	}
-	*at, r.blame, r.page = next, nil, min(2*r.page, r.s.Page)
+	*at, r.blame = next, nil
 	if got.events > 0 {
 		r.committed(ctx)
 	}
@@ -108,7 +108,8 @@ func (r *relay) retryKeyTx(ctx context.Context, key string, id int64) {
 			}
 		}()
 		var left int64
-		lost, err := r.inTx(ctx, blame, func(q *db.Queries, sink Sink) error {
+		lost, err := r.inTx(ctx, blame, func(tx pgx.Tx, sink Sink) error {
+			q := db.New(tx)
 			p, ok := r.retry(ctx, q, sink, key, id, events)
 			if !ok {
 				return errDown
@@ -138,7 +139,7 @@ func (r *relay) retryKeyTx(ctx context.Context, key string, id int64) {
 }
 
 // inTx runs do in a transaction that has the shard, with a sink in it; with blame, one that fails so. lost: what an event did that the transaction did not survive.
-func (r *relay) inTx(ctx context.Context, blame error, do func(*db.Queries, Sink) error) (lost, err error) {
+func (r *relay) inTx(ctx context.Context, blame error, do func(pgx.Tx, Sink) error) (lost, err error) {
 	sink := &txSink{sink: r.s.SinkTx}
 	committing := false
 	err = beginFunc(ctx, r.pool, func(tx pgx.Tx) error {
@@ -154,7 +155,7 @@ func (r *relay) inTx(ctx context.Context, blame error, do func(*db.Queries, Sink
 		if blame != nil {
 			to = SinkFunc(func(context.Context, []Event) (int, error) { return 0, blame })
 		}
-		if err := do(q, to); err != nil {
+		if err := do(tx, to); err != nil {
 			return err
 		}
 		committing = sink.broken == nil

@@ -38,7 +38,7 @@ type Subscription struct {
 	Describe string
 	// Parallel is how many calls of the sink a relay makes at once, by key, 1 to 1,024. Default: 8. Not used with SinkTx.
 	Parallel int
-	// Page is how many events a relay reads and settles at once, 1 to 10,000; fewer if their payloads reach PageBytesMax. Default: 1,000.
+	// Page is how many events a relay reads and settles at once, 1 to 10,000; fewer if they reach PageBytesMax. Default: 1,000.
 	Page int
 	// Batch is how many events the sink gets in one call, 1 to Page. Default: 100.
 	Batch int
