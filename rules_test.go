@@ -24,7 +24,7 @@ var floors = [][]string{
 	{"migrations", "db", "db/devpg"},
 	{"db/migrate"},
 	{"db/dbtest"},
-	{"coordinator/session"},
+	{"coordinator/session", "coordinator/outbound"},
 	{"coordinator/job", "coordinator/lock", "coordinator/idempotency", "coordinator/outbox"},
 	{"coordinator/outbox/sinktest"},
 	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/nats", "coordinator/outbox/kafka", "coordinator/outbox/watermill"},
@@ -44,8 +44,9 @@ var onlyFor = map[string][]string{
 	module + "/db/dbtest":         {},
 }
 
-// clockReaders may ask the process's clock, to stop earlier than Postgres would. All others ask Postgres.
-var clockReaders = []string{"worker", "coordinator/session", "coordinator/lock", "cmd/", "db/devpg"}
+// clockReaders may ask the process's clock, to stop earlier than Postgres would; outbound and webhook for what they say to and hear from others by HTTP, who know no Postgres.
+// All others ask Postgres.
+var clockReaders = []string{"worker", "coordinator/session", "coordinator/lock", "coordinator/outbound", "coordinator/outbox/webhook", "cmd/", "db/devpg"}
 
 // TestFloors checks the imports of every file, tests included: those may also import their own floor.
 func TestFloors(t *testing.T) {
