@@ -34,14 +34,16 @@ var floors = [][]string{
 	{"."}, // tests only
 }
 
-// onlyFor names, for some packages, the only ones that import them; a slash at the end stands for all below it.
-// Tests may import them all.
+// onlyFor names, for some packages and all below them, the only ones that import them; a slash at the end stands for
+// all below it. Tests may import them all.
 var onlyFor = map[string][]string{
-	"github.com/robfig/cron/v3":   {"coordinator", "cmd/"},
-	"github.com/pressly/goose/v3": {"db/migrate"},
-	module + "/db/migrate":        {"db/dbtest", "cmd/"},
-	module + "/db/devpg":          {"db/dbtest", "cmd/"},
-	module + "/db/dbtest":         {},
+	"github.com/robfig/cron/v3":    {"coordinator", "cmd/"},
+	"github.com/pressly/goose/v3":  {"db/migrate"},
+	"github.com/cloudevents":       {},
+	"github.com/standard-webhooks": {},
+	module + "/db/migrate":         {"db/dbtest", "cmd/"},
+	module + "/db/devpg":           {"db/dbtest", "cmd/"},
+	module + "/db/dbtest":          {},
 }
 
 // clockReaders may ask the process's clock, to stop earlier than Postgres would; outbound and webhook for what they say to and hear from others by HTTP, who know no Postgres.
@@ -81,9 +83,10 @@ func TestFloors(t *testing.T) {
 func TestOnlyFor(t *testing.T) {
 	for _, f := range sources(t) {
 		for _, imp := range f.imports() {
-			users, limited := onlyFor[imp]
-			if limited && !f.test && !f.in(users) {
-				t.Errorf("%s: imports %s, which is only for %q and tests", f.path, imp, users)
+			for limited, users := range onlyFor {
+				if (imp == limited || strings.HasPrefix(imp, limited+"/")) && !f.test && !f.in(users) {
+					t.Errorf("%s: imports %s, which is only for %q and tests", f.path, imp, users)
+				}
 			}
 		}
 	}
