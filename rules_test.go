@@ -26,7 +26,7 @@ var floors = [][]string{
 	{"db/dbtest"},
 	{"coordinator/session", "coordinator/outbound"},
 	{"coordinator/job", "coordinator/lock", "coordinator/idempotency", "coordinator/outbox"},
-	{"coordinator/outbox/sinktest"},
+	{"coordinator/outbox/sinktest", "coordinator/outbox/cloudevent"},
 	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/nats", "coordinator/outbox/kafka", "coordinator/outbox/watermill"},
 	{"coordinator", "worker"},
 	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc"},
