@@ -27,7 +27,7 @@ var floors = [][]string{
 	{"coordinator/session", "coordinator/outbound"},
 	{"coordinator/job", "coordinator/lock", "coordinator/idempotency", "coordinator/outbox"},
 	{"coordinator/outbox/sinktest", "coordinator/outbox/cloudevent"},
-	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/nats", "coordinator/outbox/kafka", "coordinator/outbox/watermill"},
+	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/natssink", "coordinator/outbox/kafkasink", "coordinator/outbox/watermillsink"},
 	{"coordinator", "worker"},
 	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc"},
 	{"cmd/pawl", "cmd/checkout"},

@@ -146,7 +146,7 @@ func contents(ctx context.Context, t Target) error {
 	sent[8].Type = string(bytes.Repeat([]byte("t"), outbox.TypeBytesMax))
 	sent[9].Headers = map[string]string{
 		"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tenant": "acme", "X-Tenant": "a, b", "größe": "東京", "lines": "a\r\nb: c", "a b:\n": "odd",
-		"empty": "", " ": " spaces ", "id": "own", "ce_id": "own", "ce-id": "own", "content-type": "own", "Content-Type": "Own", "Nats-Msg-Id": "own", "percent": "100%25",
+		"empty": "", "spaced": " a ", " ": "blank", "id": "own", "ce_id": "own", "ce-id": "own", "content-type": "own", "Content-Type": "Own", "Nats-Msg-Id": "own", "percent": "100%25",
 	}
 	for i := range sent {
 		if err := accepts(ctx, t, sent[i:i+1]); err != nil {
@@ -266,6 +266,15 @@ func resume(ctx context.Context, t Target, sent []outbox.Event, had outcome) err
 	return has(t, sent)
 }
 
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
 // prefix returns how many of the events the receiver has without a gap, which must be as many as were accepted at least; those of a key must be without one.
 func prefix(t Target, sent []outbox.Event, accepted int) (int, error) {
 	got, err := t.Received()
@@ -307,12 +316,13 @@ func broken(ctx context.Context, t Target, f Fault, at int) error {
 	}
 	short, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if f == Hang {
+	if f == Hang || f == Lose { // a lost answer may show by nothing else
 		go func() {
 			select {
 			case <-met:
+				pause(short, map[Fault]time.Duration{Lose: lostAfter}[f])
 				cancel()
-			case <-ctx.Done():
+			case <-short.Done():
 			}
 		}()
 	}

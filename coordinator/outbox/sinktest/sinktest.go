@@ -21,6 +21,8 @@ import (
 const (
 	patience = time.Minute     // bounds a check
 	soon     = 5 * time.Second // after ctx has ended, Send has returned
+
+	lostAfter = 300 * time.Millisecond // how long a sink may wait for an answer that was lost, before its ctx ends
 )
 
 // Fault is what a receiver does with an event.
@@ -44,8 +46,8 @@ type Target struct {
 	// Received returns what the receiver has durably, in its order, which means something within a key only. Of each event all of ID, Topic, Key, Type, Payload, ContentType
 	// and Headers is looked at.
 	Received func() ([]outbox.Event, error)
-	// Break has the receiver do so with the event of this ID whenever it comes, until Mend. met is closed when the event has come for the first time. A receiver that takes
-	// several events at once may do so with all of them. met is nil if the receiver cannot be made to: what needs it is skipped.
+	// Break has the receiver do so with the event of this ID whenever it comes, until Mend. met is closed when the event has come for the first time, for Lose when the receiver
+	// has it. A receiver that takes several events at once may do so with all of them. met is nil if the receiver cannot be made to: what needs it is skipped.
 	Break func(f Fault, id string) (met <-chan struct{})
 	// Mend undoes Break, and ends what hangs.
 	Mend func()
