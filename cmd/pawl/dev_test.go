@@ -135,12 +135,12 @@ func (r *devRun) wait(t *testing.T) error {
 }
 
 // report waits for the end of a run that is to be right, and returns what it wrote.
-func (r *devRun) report(t *testing.T) devReport {
+func (r *devRun) report(t *testing.T) gosrcReport {
 	t.Helper()
 	if err := r.wait(t); err != nil {
 		t.Fatalf("pawl dev: %v\n%s", err, r.out.String())
 	}
-	var report devReport
+	var report gosrcReport
 	if err := json.Unmarshal(r.out.Bytes(), &report); err != nil {
 		t.Fatalf("%v\n%s", err, r.out.String())
 	}
@@ -248,7 +248,7 @@ func TestDev_interrupt(t *testing.T) {
 
 // finishFirst waits until run 1, over the source of package go and below, is finished by a later one that stays up, and checks it. It returns the report
 // of the later one.
-func finishFirst(t *testing.T, pool *pgxpool.Pool, later *devRun) devReport {
+func finishFirst(t *testing.T, pool *pgxpool.Pool, later *devRun) gosrcReport {
 	t.Helper()
 	later.log.await(t, "It stays up until Ctrl-C.")
 	awaitRow(t, pool, "SELECT finished_at IS NOT NULL FROM gosrc.run WHERE id = 1")
@@ -378,12 +378,10 @@ func TestDev_badInput(t *testing.T) {
 func TestDev_wrong(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	d := &dev{
-		app: &app{ctx: t.Context(), out: &out, err: &out}, live: newLive(&out),
-		report: devReport{Differences: []string{"a/b: lines 1, want 2"}},
-	}
-	d.report.take(gosrc.Totals{"a/b": {Files: 1}})
-	err := d.conclude()
+	d := &dev{app: &app{ctx: t.Context(), out: &out, err: &out}, live: newLive(&out)}
+	report := &gosrcReport{Differences: []string{"a/b: lines 1, want 2"}}
+	report.take(gosrc.Totals{"a/b": {Files: 1}})
+	err := d.conclude(report)
 	if exitCode(err) != exitFailed {
 		t.Errorf("got %v, want a failure", err)
 	}
@@ -405,8 +403,8 @@ func TestDev_stalled(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	d := &dev{app: &app{ctx: t.Context(), namespace: 1}, live: newLive(&out), pool: pool, run: run}
-	err = d.stalled(t.Context(), gosrc.Progress{Files: 2})
+	e := &devGosrc{dev: &dev{app: &app{ctx: t.Context(), namespace: 1}, live: newLive(&out), pool: pool}, run: run}
+	err = e.stalled(t.Context())
 	mentions(t, err.Error(), "nothing was counted for 2m0s, with 0 of 2 files done")
 	mentions(t, out.String(), " is available at attempt 1")
 	if n := strings.Count(out.String(), "\n"); n != 2 {
