@@ -110,6 +110,7 @@ func (r *relay) run(ctx context.Context) error {
 		wait     = r.s.Poll
 		lookedAt = session.Monotonic()
 		movedAt  = session.Monotonic()
+		settled  = at.floor // in the database, where operators see it
 	)
 	for ctx.Err() == nil {
 		if at.batch == nil {
@@ -124,7 +125,7 @@ func (r *relay) run(ctx context.Context) error {
 				pause(ctx, pausedEvery)
 				continue
 			}
-			if empty {
+			if empty && (at.floor == settled || session.Monotonic()-movedAt < int64(settleEvery)) {
 				at = at.skip()
 				pause(ctx, wait)
 				wait = min(2*wait, r.s.PollMax)
@@ -171,7 +172,7 @@ func (r *relay) run(ctx context.Context) error {
 			if err := r.settle(ctx, &at, len(events), aside); err != nil {
 				return err
 			}
-			movedAt = session.Monotonic()
+			movedAt, settled = session.Monotonic(), at.floor
 		}
 		if len(events) > 0 {
 			wait = r.s.Poll
