@@ -29,8 +29,8 @@ var floors = [][]string{
 	{"coordinator/outbox/sinktest"},
 	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/nats", "coordinator/outbox/kafka", "coordinator/outbox/watermill"},
 	{"coordinator", "worker"},
-	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc"},
-	{"cmd/pawl", "cmd/checkout"},
+	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc", "cmd/checkout"},
+	{"cmd/pawl"},
 	{"."}, // tests only
 }
 

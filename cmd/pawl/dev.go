@@ -40,11 +40,13 @@ const (
 
 // devCmd is "pawl dev": a private Postgres, processes that do what an example asks of them, and a proof that what they do together is right.
 type devCmd struct {
+	Example string `enum:"gosrc,checkout" default:"gosrc" placeholder:"NAME" help:"What to run: gosrc or checkout, see above. Default: ${default}."`
 	Kill    bool   `help:"Kill random processes (SIGKILL) while the example runs, and start new ones. The result must be right all the same."`
-	Workers int    `default:"2" placeholder:"N" help:"Worker processes, 1 to 32. Default: 2."`
+	Workers int    `default:"2" placeholder:"N" help:"gosrc: worker processes, 1 to 32. Default: 2."`
 	Dir     string `type:"path" placeholder:"DIR" help:"Directory of the private Postgres, kept for the next time. Default: pawl/dev in $XDG_STATE_HOME or ~/.local/state; for root /var/lib/pawl/dev, since Postgres runs as another user then and must be able to enter. Unused with --database-url."`
 	Exit    bool   `help:"End after the proof, rather than stay up for a look around."`
-	Src     string `type:"path" placeholder:"DIR" help:"Directory whose Go files are counted. Default: src of the Go installation."`
+	Src     string `type:"path" placeholder:"DIR" help:"gosrc: directory whose Go files are counted. Default: src of the Go installation."`
+	Orders  int    `default:"2000" placeholder:"N" help:"checkout: how many orders are placed, 1 to 1,000,000. Default: 2,000."`
 
 	// command makes the command of a process; tests have their own.
 	command func(args ...string) (*exec.Cmd, error)
@@ -52,9 +54,13 @@ type devCmd struct {
 
 // Help is the long help text.
 func (c *devCmd) Help() string {
-	return `Starts a private Postgres (or uses --database-url), migrates it, starts a coordinator and worker processes, and runs an example: each .go file of the Go installation is a job that parses it and writes what it found, in the transaction that ends the job. A last job adds up each package. Then the same is counted one by one without a database, and both must agree in every package: exit code 1 and the differences if they do not.
+	return `Starts a private Postgres (or uses --database-url), migrates it, and runs an example in processes of its own. Then it proves that the result is right: exit code 1 and the differences if it is not.
 
-Stays up afterwards, for you to look around with the other commands, until Ctrl-C. The example's tables are in the schema gosrc; each run adds to them.`
+gosrc: a coordinator and worker processes. Each .go file of the Go installation is a job that parses it and writes what it found, in the transaction that ends the job. A last job adds up each package. Then the same is counted one by one without a database, and both must agree in every package.
+
+checkout: a shop that takes orders over HTTP, relays, and shipping, which gets a webhook for each order. Impatient clients ask for the same order many times at once, with one Idempotency-Key. Then the tables must show one order for each key, one parcel for each order, and those of each customer in their order.
+
+Stays up afterwards, for you to look around with the other commands, until Ctrl-C. The example's tables are in the schema of its name; each run adds to them.`
 }
 
 // devExample is what "pawl dev" runs and proves right. Its methods are called by one goroutine, in this order.
@@ -104,6 +110,9 @@ func (c *devCmd) Run(a *app) (err error) {
 		d.command = ownCommand
 	}
 	var example devExample = &devGosrc{dev: d}
+	if c.Example == "checkout" {
+		example = &devCheckout{dev: d}
+	}
 	if err := example.check(a.ctx); err != nil {
 		return err
 	}
@@ -242,22 +251,22 @@ func (d *dev) watch(ctx context.Context, example devExample) error {
 		}
 		away, before = false, p
 		d.live.show(p.Line)
-		if p.Finished {
+		if p.Finished && (!d.Kill || kills >= devKills) {
 			return nil
 		}
 		if now.Sub(last) > devStallMax {
 			d.live.end()
 			return example.stalled(ctx)
 		}
-		if d.Kill && kills < devKills && p.Done*(devKills+1) >= p.All*(kills+1) && d.fleet.kill() {
+		for d.Kill && kills < devKills && p.Done*(devKills+1) >= p.All*(kills+1) && d.fleet.kill() {
 			kills++
 		}
 	}
 }
 
 // line is a live line: what is done and how quickly, the processes at work, and what else there is to tell.
-func (d *dev) line(done string, rate float64, process, note string, elapsed time.Duration) string {
-	line := fmt.Sprintf("%s  %s/s  %s", done, thousands(int(rate+0.5)), plural(d.fleet.alive(), process))
+func (d *dev) line(done string, rate float64, alive, note string, elapsed time.Duration) string {
+	line := fmt.Sprintf("%s  %s/s  %s", done, thousands(int(rate+0.5)), alive)
 	if d.Kill {
 		line += "  " + plural(d.fleet.killed(), "kill")
 	}

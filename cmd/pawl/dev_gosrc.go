@@ -117,7 +117,7 @@ func (e *devGosrc) look(ctx context.Context) (devProgress, error) {
 	if e.earlier > 0 {
 		note = "first " + thousands(e.earlier) + " of earlier runs"
 	}
-	line := e.line(fmt.Sprintf("%s of %s jobs", thousands(p.Done), thousands(p.Files)), e.pace.rate(now, p.Done), "worker", note, e.pace.elapsed(now))
+	line := e.line(fmt.Sprintf("%s of %s jobs", thousands(p.Done), thousands(p.Files)), e.pace.rate(now, p.Done), plural(e.fleet.alive(), "worker"), note, e.pace.elapsed(now))
 	return devProgress{Done: p.Done, All: p.Files, Moved: p.Done + e.report.Earlier - e.earlier, Line: line, Finished: p.Finished}, nil
 }
 

@@ -36,8 +36,9 @@ func TestDevProcess(t *testing.T) {
 	var c struct {
 		globals
 
-		Dev       devCmd       `cmd:""`
-		DevWorker devWorkerCmd `cmd:""`
+		Dev         devCmd         `cmd:""`
+		DevWorker   devWorkerCmd   `cmd:""`
+		DevCheckout devCheckoutCmd `cmd:""`
 	}
 	parser, err := kong.New(&c)
 	if err != nil {
@@ -50,6 +51,7 @@ func TestDevProcess(t *testing.T) {
 	c.Dev.command = devProcess(mode)
 	if mode == "slow" {
 		c.DevWorker.use = []worker.Middleware{slowly}
+		c.DevCheckout.wrap = slowHandler
 	}
 	a := &app{ctx: context.Background(), in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	a.use(c.globals)
@@ -209,10 +211,7 @@ func TestDev_kill(t *testing.T) {
 		t.Errorf("got %d attempts for %d files, %d lost, %d failed", report.Attempts, report.Files, report.Lost, report.Failed)
 	}
 	mentions(t, r.log.String(), "killed worker", "put back in line", "Sessions expire after 3s here")
-	var alive int
-	if err := pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pawl dev%'").Scan(&alive); err != nil || alive > 0 {
-		t.Errorf("%d connections are left, %v", alive, err)
-	}
+	awaitRow(t, pool, "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pawl dev%'")
 }
 
 // It stays up for a look around until it is interrupted, and that is no error.
