@@ -183,25 +183,32 @@ func TestShop(t *testing.T) {
 	}
 }
 
-// An order whose event cannot be published is not placed, and the client is asked to try again, which helps once the reason is gone.
-func TestShop_noEvent(t *testing.T) {
+// An order whose event cannot be published, or whose answer cannot be stored, is not placed. The client asks again, which helps once the reason is gone.
+func TestShop_together(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
 	url := serveShop(t, pool)
-	if _, err := pool.Exec(t.Context(), "ALTER TABLE pawl.outbox_event ADD CONSTRAINT none CHECK (false)"); err != nil {
-		t.Fatal(err)
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if got := ask(t, "POST", url+"/orders", "ada", "a", tea); got.status != 503 {
-		t.Errorf("got %+v, want 503", got)
+	for _, table := range []string{"pawl.outbox_event", "pawl.idempotency_key"} {
+		exec("ALTER TABLE " + table + " ADD CONSTRAINT is_full CHECK (false) NOT VALID")
+		if got := ask(t, "POST", url+"/orders", "ada", table, tea); got.status < 500 {
+			t.Errorf("%s is full: got %+v", table, got)
+		}
+		exec("ALTER TABLE " + table + " DROP CONSTRAINT is_full")
 	}
-	if n := scan[int](t, pool, "SELECT (SELECT count(*) FROM checkout.orders) + (SELECT count(*) FROM checkout.customer)"); n != 0 {
+	n := scan[int](t, pool, "SELECT (SELECT count(*) FROM checkout.orders) + (SELECT count(*) FROM checkout.customer) + (SELECT count(*) FROM pawl.outbox_event)")
+	if n != 0 {
 		t.Errorf("%d rows are left", n)
 	}
-	if _, err := pool.Exec(t.Context(), "ALTER TABLE pawl.outbox_event DROP CONSTRAINT none"); err != nil {
-		t.Fatal(err)
-	}
-	if got := ask(t, "POST", url+"/orders", "ada", "a", tea); got.status != 201 || got.replayed || !strings.Contains(got.body, `"number":1`) {
-		t.Errorf("got %+v, want the first order", got)
+	for _, key := range []string{"pawl.outbox_event", "pawl.idempotency_key"} {
+		if got := ask(t, "POST", url+"/orders", "ada", key, tea); got.status != 201 || got.replayed {
+			t.Errorf("got %+v, want an order", got)
+		}
 	}
 }
 

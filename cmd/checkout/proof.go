@@ -130,11 +130,12 @@ var claims = []struct {
 			`SELECT p.customer || ': order number ' || p.order_number || ' was packed as number ' || p.parcel_number
 			FROM parcel p
 			WHERE p.order_number <> p.parcel_number`,
-			`SELECT o.customer || ': its ' || count(*) || ' orders are numbered ' || min(o.number) || ' to ' || max(o.number) || ', and ' || coalesce(c.orders, 0) || ' were counted'
-			FROM orders o
-			LEFT JOIN checkout.customer c ON c.id = o.customer
-			GROUP BY o.customer, c.orders
-			HAVING (count(*), count(DISTINCT o.number), min(o.number), max(o.number)) IS DISTINCT FROM (c.orders::bigint, c.orders::bigint, 1, c.orders)`,
+			`SELECT c.id || ': its ' || count(o.id) || ' orders are numbered ' || coalesce(min(o.number), 0) || ' to ' || coalesce(max(o.number), 0) || ', and ' || coalesce(k.orders, 0) || ' were counted'
+			FROM customer c
+			LEFT JOIN orders o ON o.customer = c.id
+			LEFT JOIN checkout.customer k ON k.id = c.id
+			GROUP BY c.id, k.orders
+			HAVING (count(o.id), count(DISTINCT o.number), min(o.number), max(o.number)) IS DISTINCT FROM (k.orders::bigint, k.orders::bigint, 1, k.orders)`,
 		},
 	},
 }
