@@ -18,8 +18,8 @@ type Config struct {
 	Specs map[string]string
 	// DueMax is how long, at most, the due sweep waits when it knows of nothing due earlier. Default: 1 s.
 	DueMax time.Duration
-	// Name tells operators what this process is, in the list of sessions; only those that relay have one. Default: the program's name.
-	Name string
+	// Name and Version tell operators what this process is, in the list of sessions; only those that relay have one. Default: the program's name.
+	Name, Version string
 	// TTL is how long after the last heartbeat of this process another may relay what it relayed, 1 s to 1 h. Default: 15 s.
 	TTL time.Duration
 	// PollOnly turns hints (LISTEN) off, as behind a transaction pooler. Default: a hint makes the due sweep look at once.

@@ -36,7 +36,7 @@ func TestRelays(t *testing.T) {
 	}
 	stops := make([]func(), 2)
 	for i := range stops {
-		c, err := coordinator.New(pool, coordinator.Config{Name: "relay", TTL: 7 * time.Second, Subscriptions: []outbox.Subscription{s}})
+		c, err := coordinator.New(pool, coordinator.Config{Name: "relay", Version: "v7", TTL: 7 * time.Second, Subscriptions: []outbox.Subscription{s}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,9 +65,9 @@ func TestRelays(t *testing.T) {
 		}
 	}
 	publish(0)
-	var others bool // sessions not as configured
-	if err := pool.QueryRow(t.Context(), "SELECT bool_or(name <> 'relay' OR ttl <> interval '7 s') FROM pawl.session").Scan(&others); err != nil || others {
-		t.Errorf("there is a session with another name or ttl: %t, %v", others, err)
+	var others bool // sessions that are not as configured
+	if err := pool.QueryRow(t.Context(), "SELECT bool_or(name <> 'relay' OR version <> 'v7' OR ttl <> interval '7 s') FROM pawl.session").Scan(&others); err != nil || others {
+		t.Errorf("there is a session with another name, version or ttl: %t, %v", others, err)
 	}
 	stops[0]()
 	publish(50)

@@ -26,7 +26,8 @@ func subscription(ns int16, sink outbox.Sink) outbox.Subscription {
 // RelayConfig configures Relay.
 type RelayConfig struct {
 	Namespace int16
-	Name      string        // of this process, for operators
+	Name      string // of this process, for operators, as its version
+	Version   string
 	URL       string        // of shipping
 	Secret    string        // events are signed with: whsec_ and base64
 	TTL       time.Duration // how long after this process dies another one takes over, 0: as by default
@@ -44,7 +45,8 @@ func Relay(ctx context.Context, pool *pgxpool.Pool, conf RelayConfig) error {
 		return err
 	}
 	c, err := coordinator.New(pool, coordinator.Config{
-		Namespace: conf.Namespace, Name: conf.Name, TTL: conf.TTL, Specs: conf.Specs, Subscriptions: []outbox.Subscription{subscription(conf.Namespace, sink)}, Logger: conf.Logger,
+		Namespace: conf.Namespace, Name: conf.Name, Version: conf.Version, TTL: conf.TTL, Specs: conf.Specs, Logger: conf.Logger,
+		Subscriptions: []outbox.Subscription{subscription(conf.Namespace, sink)},
 	})
 	if err != nil {
 		return err

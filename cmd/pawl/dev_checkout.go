@@ -74,6 +74,7 @@ func (e *devCheckout) start(ctx context.Context) (err error) {
 	}
 	e.report = checkoutReport{Run: e.run, URL: e.shop.url}
 	e.live.say("Run %d: %s orders from impatient clients, 2 to 5 for each, at the shop on %s.", e.run, thousands(e.Orders), e.shop.url)
+	e.live.say("%d processes take them, %d relay their events by webhook, and %d ship.", devShops, devRelays, devShippings)
 	if e.Kill {
 		e.live.say("Killing %d processes on the way: shop, shipping and relay. Sessions expire after %s here (default %s), then another relay takes over.", devKills, devKillTTL, devTTL)
 	}
@@ -151,7 +152,8 @@ func (e *devCheckout) prove(ctx context.Context) (devReport, error) {
 func (e *devCheckout) lookAround(w io.Writer, try func(args, what string)) {
 	f := e.report.Figures
 	try("outbox lag", "how far shipping is behind the shop")
-	try("subscription list", "the same, and what is parked")
+	try("subscription list", "who is told of what")
+	try("subscription parked "+checkout.SubscriptionName, "events that shipping refused")
 	try("idempotency show "+f.ExampleKey, "the answer that is stored for a key")
 	try("outbox list --key "+f.ExampleCustomer, "the events of its customer")
 	try("session list --all", "the relays")

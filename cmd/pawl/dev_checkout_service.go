@@ -42,7 +42,9 @@ func (c *devCheckoutCmd) Run(a *app) error {
 		var err error
 		switch c.Service {
 		case "relay":
-			conf := checkout.RelayConfig{Namespace: a.namespace, Name: c.Name, URL: c.Shipping, Secret: secret, TTL: c.TTL, Logger: a.log}
+			conf := checkout.RelayConfig{
+				Namespace: a.namespace, Name: c.Name, Version: readBuild().Version, URL: c.Shipping, Secret: secret, TTL: c.TTL, Logger: a.log,
+			}
 			if c.Sweep != "" {
 				conf.Specs = map[string]string{coordinator.SweepSessions: c.Sweep}
 			}

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"text/tabwriter"
 
 	"github.com/pawl-dev/pawl/db/devpg"
 )
@@ -30,7 +31,9 @@ func (d *dev) lookAround(example devExample) {
 		fmt.Fprintf(w, "  export PAWL_DATABASE_URL=%s\n\n", shellQuote(d.app.databaseURL))
 	}
 	pawl := invocation()
-	example.lookAround(w, func(args, what string) { fmt.Fprintf(w, "  %-46s %s\n", pawl+" "+args, what) })
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	example.lookAround(t, func(args, what string) { fmt.Fprintf(t, "  %s %s\t%s\n", pawl, args, what) })
+	_ = t.Flush()
 	fmt.Fprintln(w)
 }
 
