@@ -29,8 +29,8 @@ var floors = [][]string{
 	{"coordinator/outbox/sinktest", "coordinator/outbox/cloudevent"},
 	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/natssink", "coordinator/outbox/kafkasink", "coordinator/outbox/watermillsink"},
 	{"coordinator", "worker"},
-	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc"},
-	{"cmd/pawl", "cmd/checkout"},
+	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc", "cmd/checkout"},
+	{"cmd/pawl"},
 	{"."}, // tests only
 }
 

@@ -30,7 +30,9 @@ func (c *Coordinator) relay(ctx context.Context) error {
 	if len(c.conf.Subscriptions) == 0 {
 		return nil
 	}
-	locks, err := lock.Open(ctx, c.pool, lock.Config{Namespace: c.conf.Namespace, PollOnly: c.conf.PollOnly, Logger: c.conf.Logger})
+	locks, err := lock.Open(ctx, c.pool, lock.Config{
+		Namespace: c.conf.Namespace, Name: c.conf.Name, Version: c.conf.Version, TTL: c.conf.TTL, PollOnly: c.conf.PollOnly, Logger: c.conf.Logger,
+	})
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil

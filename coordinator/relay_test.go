@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -35,7 +36,7 @@ func TestRelays(t *testing.T) {
 	}
 	stops := make([]func(), 2)
 	for i := range stops {
-		c, err := coordinator.New(pool, coordinator.Config{Subscriptions: []outbox.Subscription{s}})
+		c, err := coordinator.New(pool, coordinator.Config{Name: "relay", Version: "v7", TTL: 7 * time.Second, Subscriptions: []outbox.Subscription{s}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,6 +65,10 @@ func TestRelays(t *testing.T) {
 		}
 	}
 	publish(0)
+	var others bool // sessions that are not as configured
+	if err := pool.QueryRow(t.Context(), "SELECT bool_or(name <> 'relay' OR version <> 'v7' OR ttl <> interval '7 s') FROM pawl.session").Scan(&others); err != nil || others {
+		t.Errorf("there is a session with another name, version or ttl: %t, %v", others, err)
+	}
 	stops[0]()
 	publish(50)
 	mu.Lock()
@@ -77,8 +82,8 @@ func TestRelays(t *testing.T) {
 
 func TestRelayConfig(t *testing.T) {
 	t.Parallel()
-	_, err := coordinator.New(dbtest.New(t), coordinator.Config{Subscriptions: []outbox.Subscription{{Name: "none"}, {Name: "none", Shards: 100}}})
-	for _, want := range []string{"Sink is missing", "Shards 100", "two subscriptions"} {
+	_, err := coordinator.New(dbtest.New(t), coordinator.Config{TTL: time.Millisecond, Subscriptions: []outbox.Subscription{{Name: "none"}, {Name: "none", Shards: 100}}})
+	for _, want := range []string{"Sink is missing", "Shards 100", "two subscriptions", "TTL of 1ms"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v does not mention %q", err, want)
 		}

@@ -527,6 +527,30 @@ func TestGone(t *testing.T) {
 	r.waitN(t, 1)
 }
 
+// An outbox in which nothing happens leaves no lag: the position comes to stand behind the last event.
+func TestLagOfIdle(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	start(t, pool, fast("idle", r))
+	for i := range 3 {
+		publish(t, pool, event("k", fmt.Sprint(i)), event("k", fmt.Sprint(i)))
+		r.waitN(t, 2*i+2)
+	}
+	for deadline := time.Now().Add(time.Minute); ; exec(t, pool, "SELECT pg_sleep(0.01)") {
+		all, err := outbox.List(t.Context(), pool, 1, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all[0].Lag == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the lag stays %d", all[0].Lag)
+		}
+	}
+}
+
 // A consumer in the database: its effect happens once for each event, however many consumers there are and however often they fail, and what it publishes itself is not missed.
 func TestConsumeTx(t *testing.T) {
 	t.Parallel()

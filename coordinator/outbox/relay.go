@@ -117,6 +117,7 @@ func (r *relay) run(ctx context.Context) error {
 		wait     = r.s.Poll
 		lookedAt = session.Monotonic()
 		movedAt  = session.Monotonic()
+		settled  = at.floor // in the database, where operators see it
 	)
 	for ctx.Err() == nil {
 		if at.batch == nil {
@@ -131,7 +132,7 @@ func (r *relay) run(ctx context.Context) error {
 				pause(ctx, pausedEvery)
 				continue
 			}
-			if empty {
+			if empty && (at.floor == settled || session.Monotonic()-movedAt < int64(settleEvery)) {
 				at = at.skip()
 				pause(ctx, wait)
 				wait = min(2*wait, r.s.PollMax)
@@ -164,7 +165,7 @@ func (r *relay) run(ctx context.Context) error {
 			return err
 		}
 		if got.moved {
-			movedAt = session.Monotonic()
+			movedAt, settled = session.Monotonic(), at.floor
 		}
 		if got.events > 0 {
 			wait = r.s.Poll

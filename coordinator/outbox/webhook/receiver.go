@@ -98,7 +98,11 @@ func (r Receiver) serve(keys [][]byte, w http.ResponseWriter, req *http.Request)
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	r.Logger.Warn("event failed", "event", e.ID, "err", err)
+	level := slog.LevelWarn
+	if req.Context().Err() != nil {
+		level = slog.LevelDebug // the sender has gone
+	}
+	r.Logger.Log(context.WithoutCancel(req.Context()), level, "event failed", "event", e.ID, "err", err)
 	after, down := outbox.IsUnavailable(err)
 	wait, later := outbox.IsRetryAfter(err)
 	switch {

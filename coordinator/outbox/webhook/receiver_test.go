@@ -169,6 +169,30 @@ func TestHandler(t *testing.T) {
 	}
 }
 
+// A sender that goes before the answer, as a relay that is killed does, is nobody's fault.
+func TestHandler_senderGone(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	ctx, leave := context.WithCancel(t.Context())
+	handler, err := webhook.Handler(webhook.Receiver{
+		Secrets: []string{secretA}, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		Handle: func(ctx context.Context, _ outbox.Event) error {
+			leave()
+			return ctx.Err()
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := httptest.NewRequestWithContext(ctx, http.MethodPost, "/", strings.NewReader(body))
+	req.Header = signed(secretA, "7", time.Now(), body)
+	answer := httptest.NewRecorder()
+	handler.ServeHTTP(answer, req)
+	if answer.Code != http.StatusInternalServerError || log.Len() > 0 {
+		t.Errorf("answered %d, logged %q", answer.Code, &log)
+	}
+}
+
 func FuzzVerify(f *testing.F) {
 	f.Add(body)
 	f.Add(`{"specversion":"1.0","id":"7","source":"x","type":"y","data":null,"pawlheaders":"{\"A\":\"b\"}","time":"2027-01-01T09:30:00Z"}`)
