@@ -106,7 +106,7 @@ const listDueParked = `-- name: ListDueParked :many
 SELECT (CASE WHEN e.skipped THEN '' ELSE coalesce(e.key, '') END)::text AS key, e.id::bigint AS id FROM pawl.parked_event e
 WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL AND e.retry_at <= clock_timestamp()
   AND EXISTS (SELECT FROM pawl.subscription s WHERE s.ns = e.ns AND s.id = e.subscription_id AND s.paused_at IS NULL)
-ORDER BY e.retry_at, e.place
+ORDER BY e.retry_at, e.id
 LIMIT $4::int
 `
 
@@ -122,7 +122,7 @@ type ListDueParkedRow struct {
 	ID  int64
 }
 
-// The first of each key that is due, longest due first; key ”: it goes by itself.
+// The first of each key that is due, longest due first; key ”: it goes by itself. None while the subscription is paused.
 func (q *Queries) ListDueParked(ctx context.Context, arg ListDueParkedParams) ([]ListDueParkedRow, error) {
 	rows, err := q.db.Query(ctx, listDueParked,
 		arg.Ns,
@@ -220,7 +220,7 @@ SELECT e.id::bigint AS id, e.event_id::text AS event_id, e.topic::text AS topic,
   e.attempt::int AS attempt, e.retry_at, e.dead_at, coalesce(e.error, '')::text AS error
 FROM pawl.parked_event e JOIN pawl.subscription s ON s.ns = e.ns AND s.id = e.subscription_id
 WHERE e.ns = $1::smallint AND s.name = $2::text
-ORDER BY e.place
+ORDER BY e.id
 LIMIT $3::int
 `
 
@@ -243,7 +243,7 @@ type ListParkedRow struct {
 	Error    string
 }
 
-// In the order of place, those of all shards. dead_at: when it was given up.
+// In the order of ids, those of all shards. dead_at: when it was given up.
 func (q *Queries) ListParked(ctx context.Context, arg ListParkedParams) ([]ListParkedRow, error) {
 	rows, err := q.db.Query(ctx, listParked, arg.Ns, arg.Name, arg.LimitRows)
 	if err != nil {
@@ -398,6 +398,27 @@ type LockSubscriptionParams struct {
 func (q *Queries) LockSubscription(ctx context.Context, arg LockSubscriptionParams) error {
 	_, err := q.db.Exec(ctx, lockSubscription, arg.SubscriptionID, arg.Shard)
 	return err
+}
+
+const nextParked = `-- name: NextParked :one
+SELECT coalesce((
+  SELECT greatest(extract(epoch FROM e.retry_at - clock_timestamp()) * 1000, 0) FROM pawl.parked_event e
+  WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL AND e.retry_at IS NOT NULL
+  ORDER BY e.retry_at LIMIT 1), -1)::bigint AS in_ms
+`
+
+type NextParkedParams struct {
+	Ns             int16
+	SubscriptionID int32
+	Shard          int16
+}
+
+// How long until the next parked event is due, 0 if one is, also while the subscription is paused; -1: none is.
+func (q *Queries) NextParked(ctx context.Context, arg NextParkedParams) (int64, error) {
+	row := q.db.QueryRow(ctx, nextParked, arg.Ns, arg.SubscriptionID, arg.Shard)
+	var in_ms int64
+	err := row.Scan(&in_ms)
+	return in_ms, err
 }
 
 const openBatch = `-- name: OpenBatch :one
@@ -615,14 +636,7 @@ func (q *Queries) ReadPage(ctx context.Context, arg ReadPageParams) ([]ReadPageR
 const readParked = `-- name: ReadParked :many
 SELECT e.id::bigint AS id, e.created_at::timestamptz AS created_at, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type,
   coalesce(e.content_type, '')::text AS content_type, coalesce(e.headers, 'null')::json AS headers, e.payload::bytea AS payload, e.attempt::int AS attempt
-FROM (
-  SELECT p.ns, p.subscription_id, p.shard, p.place, p.id, p.key, p.parked_at, p.attempt, p.retry_at, p.dead_at, p.skipped, p.error, p.created_at, p.event_id, p.topic, p.type, p.content_type, p.headers, p.payload, sum(octet_length(p.payload)) OVER (ORDER BY p.place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before FROM pawl.parked_event p
-  WHERE p.ns = $1::smallint AND p.subscription_id = $2::int AND p.shard = $3::smallint AND p.dead_at IS NULL
-    AND (CASE WHEN $4::text = '' THEN p.id = $5::bigint ELSE p.key = $4::text AND NOT p.skipped END)
-  ORDER BY p.place
-  LIMIT $6::int) e
-WHERE coalesce(e.bytes_before, 0) < $7::bigint
-ORDER BY e.place
+FROM pawl.parked_page($1::smallint, $2::int, $3::smallint, nullif($4::text, ''), $5::bigint, $6::int, $7::bigint) e
 `
 
 type ReadParkedParams struct {
@@ -648,7 +662,7 @@ type ReadParkedRow struct {
 	Attempt     int32
 }
 
-// Parked events of a key in their order, from the first that is not given up on; of the event itself if key is ”. Fewer if their payloads reach limit_bytes.
+// key ”: the event by itself.
 func (q *Queries) ReadParked(ctx context.Context, arg ReadParkedParams) ([]ReadParkedRow, error) {
 	rows, err := q.db.Query(ctx, readParked,
 		arg.Ns,
@@ -875,7 +889,7 @@ func (q *Queries) SettleBatch(ctx context.Context, arg SettleBatchParams) (int64
 
 const settleParked = `-- name: SettleParked :one
 SELECT pawl.parked_settle($1::smallint, $2::int, $3::smallint, nullif($4::text, ''), $5::bigint[], nullif($6::bigint, 0), $7::int,
-  nullif($8::bigint, -1), $9::boolean, $10::boolean, $11::text)::bigint AS left_over
+  nullif($8::bigint, -1), $9::boolean, $10::boolean, $11::text, $12::bigint)::bigint AS left_over
 `
 
 type SettleParkedParams struct {
@@ -890,6 +904,7 @@ type SettleParkedParams struct {
 	Dead           bool
 	Skip           bool
 	Error          string
+	Incarnation    int64
 }
 
 func (q *Queries) SettleParked(ctx context.Context, arg SettleParkedParams) (int64, error) {
@@ -905,6 +920,7 @@ func (q *Queries) SettleParked(ctx context.Context, arg SettleParkedParams) (int
 		arg.Dead,
 		arg.Skip,
 		arg.Error,
+		arg.Incarnation,
 	)
 	var left_over int64
 	err := row.Scan(&left_over)

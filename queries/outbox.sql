@@ -55,29 +55,29 @@ SELECT count(*)::bigint AS parked FROM (
   SELECT FROM pawl.parked_event e WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint LIMIT @limit_events::int) e;
 
 -- name: ListDueParked :many
--- The first of each key that is due, longest due first; key '': it goes by itself.
+-- The first of each key that is due, longest due first; key '': it goes by itself. None while the subscription is paused.
 SELECT (CASE WHEN e.skipped THEN '' ELSE coalesce(e.key, '') END)::text AS key, e.id::bigint AS id FROM pawl.parked_event e
 WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint AND e.dead_at IS NULL AND e.retry_at <= clock_timestamp()
   AND EXISTS (SELECT FROM pawl.subscription s WHERE s.ns = e.ns AND s.id = e.subscription_id AND s.paused_at IS NULL)
-ORDER BY e.retry_at, e.place
+ORDER BY e.retry_at, e.id
 LIMIT @limit_keys::int;
 
+-- name: NextParked :one
+-- How long until the next parked event is due, 0 if one is, also while the subscription is paused; -1: none is.
+SELECT coalesce((
+  SELECT greatest(extract(epoch FROM e.retry_at - clock_timestamp()) * 1000, 0) FROM pawl.parked_event e
+  WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint AND e.dead_at IS NULL AND e.retry_at IS NOT NULL
+  ORDER BY e.retry_at LIMIT 1), -1)::bigint AS in_ms;
+
 -- name: ReadParked :many
--- Parked events of a key in their order, from the first that is not given up on; of the event itself if key is ''. Fewer if their payloads reach limit_bytes.
+-- key '': the event by itself.
 SELECT e.id::bigint AS id, e.created_at::timestamptz AS created_at, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type,
   coalesce(e.content_type, '')::text AS content_type, coalesce(e.headers, 'null')::json AS headers, e.payload::bytea AS payload, e.attempt::int AS attempt
-FROM (
-  SELECT p.*, sum(octet_length(p.payload)) OVER (ORDER BY p.place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before FROM pawl.parked_event p
-  WHERE p.ns = @ns::smallint AND p.subscription_id = @subscription_id::int AND p.shard = @shard::smallint AND p.dead_at IS NULL
-    AND (CASE WHEN @key::text = '' THEN p.id = @id::bigint ELSE p.key = @key::text AND NOT p.skipped END)
-  ORDER BY p.place
-  LIMIT @limit_events::int) e
-WHERE coalesce(e.bytes_before, 0) < @limit_bytes::bigint
-ORDER BY e.place;
+FROM pawl.parked_page(@ns::smallint, @subscription_id::int, @shard::smallint, nullif(@key::text, ''), @id::bigint, @limit_events::int, @limit_bytes::bigint) e;
 
 -- name: SettleParked :one
 SELECT pawl.parked_settle(@ns::smallint, @subscription_id::int, @shard::smallint, nullif(@key::text, ''), @delivered::bigint[], nullif(@failed::bigint, 0), @attempt::int,
-  nullif(@retry_ms::bigint, -1), @dead::boolean, @skip::boolean, @error::text)::bigint AS left_over;
+  nullif(@retry_ms::bigint, -1), @dead::boolean, @skip::boolean, @error::text, @incarnation::bigint)::bigint AS left_over;
 
 -- name: PauseSubscription :one
 -- why '': resume.
@@ -119,12 +119,12 @@ ORDER BY s.name
 LIMIT @limit_rows::int;
 
 -- name: ListParked :many
--- In the order of place, those of all shards. dead_at: when it was given up.
+-- In the order of ids, those of all shards. dead_at: when it was given up.
 SELECT e.id::bigint AS id, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type, e.parked_at::timestamptz AS parked_at,
   e.attempt::int AS attempt, e.retry_at, e.dead_at, coalesce(e.error, '')::text AS error
 FROM pawl.parked_event e JOIN pawl.subscription s ON s.ns = e.ns AND s.id = e.subscription_id
 WHERE e.ns = @ns::smallint AND s.name = @name::text
-ORDER BY e.place
+ORDER BY e.id
 LIMIT @limit_rows::int;
 
 -- name: ListEvents :many

@@ -60,33 +60,39 @@ func consume(ctx context.Context, tx pgx.Tx, ns int16, subscription string, shar
 	if err != nil {
 		return 0, err
 	}
-	was := at.batch
 	at.since = sinceThisTx
-	topics, paused, empty, err := p.open(ctx, q, &at) // before this transaction has an id, which no snapshot of its own lists
-	if err != nil {
-		return 0, err
-	}
-	if paused {
-		return 0, ErrPaused
-	}
-	if was != nil {
-		at.batch = was
-	} else if empty {
-		return 0, nil
-	}
-	events, last, err := p.page(ctx, tx, at, topics, limit)
-	if err != nil {
-		return 0, err
-	}
-	if len(events) > 0 {
-		if err := handle(ctx, db.Guard(tx, errSinkEnds), events); err != nil {
+	for {
+		// Before this transaction has an id, which no snapshot of its own lists: what holds nothing is passed over in memory.
+		was := at.batch
+		topics, paused, empty, err := p.open(ctx, q, &at)
+		switch {
+		case err != nil:
+			return 0, err
+		case paused:
+			return 0, ErrPaused
+		case was != nil:
+			at.batch = was
+		case empty:
+			return 0, nil
+		}
+		events, last, err := p.page(ctx, tx, at, topics, limit)
+		if err != nil {
 			return 0, err
 		}
+		if len(events) == 0 && (was != nil || at.batch.epoch > at.epoch) {
+			at = at.skip()
+			continue
+		}
+		if len(events) > 0 {
+			if err := handle(ctx, db.Guard(tx, errSinkEnds), events); err != nil {
+				return 0, err
+			}
+		}
+		if last {
+			at = at.next()
+		} else {
+			at.batch.done = events[len(events)-1].Seq
+		}
+		return len(events), p.settle(ctx, q, &at, len(events), parks{}, false, true)
 	}
-	if last {
-		at = at.next()
-	} else {
-		at.batch.done = events[len(events)-1].Seq
-	}
-	return len(events), p.settle(ctx, q, &at, len(events), parks{}, false, true)
 }

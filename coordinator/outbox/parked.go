@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/pawl-dev/pawl/db"
 )
@@ -16,23 +17,25 @@ func (r *relay) retryParked(ctx context.Context) {
 		busy  = map[int64]bool{}
 	)
 	defer group.Wait()
-	for ctx.Err() == nil {
-		r.mu.Lock()
-		wait := parkedEvery
-		if r.known {
-			wait = parkedSoon
+	for wait := time.Duration(0); ctx.Err() == nil; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.news:
+		case <-time.After(wait):
 		}
-		r.mu.Unlock()
-		pause(ctx, wait)
-		if ctx.Err() != nil || !r.waitUp(ctx) {
+		if !r.waitUp(ctx) {
 			return
 		}
 		due, err := r.q.ListDueParked(ctx, db.ListDueParkedParams{Ns: r.p.ns, SubscriptionID: r.p.id, Shard: r.p.shard, LimitKeys: int32(2 * r.s.Parallel)})
+		if err == nil {
+			wait, err = r.untilParked(ctx, len(due))
+		}
 		if err != nil {
 			if ctx.Err() == nil {
 				r.log.Warn("parked events not read, trying again", "err", err)
-				pause(ctx, errorPause)
 			}
+			wait = errorPause
 			continue
 		}
 		for _, d := range due {
@@ -55,6 +58,18 @@ func (r *relay) retryParked(ctx context.Context) {
 			})
 		}
 	}
+}
+
+// untilParked gives how long until parked events are looked at again, of which so many are due.
+func (r *relay) untilParked(ctx context.Context, due int) (time.Duration, error) {
+	if due > 0 {
+		return parkedSoon, nil
+	}
+	next, err := r.q.NextParked(ctx, db.NextParkedParams{Ns: r.p.ns, SubscriptionID: r.p.id, Shard: r.p.shard})
+	if wait := time.Duration(next+1) * time.Millisecond; next > 0 && wait < parkedEvery {
+		return wait, err
+	}
+	return parkedEvery, err
 }
 
 // retryKey tries the parked events of a key from the first on; of the event alone if key is "".
@@ -87,7 +102,7 @@ func (r *relay) retry(ctx context.Context, q *db.Queries, sink Sink, key string,
 	if accepted == 0 && !failed {
 		return p, false
 	}
-	p = db.SettleParkedParams{Ns: r.p.ns, SubscriptionID: r.p.id, Shard: r.p.shard, Key: key, Delivered: []int64{}, RetryMs: -1, Skip: r.s.Policy == Skip}
+	p = db.SettleParkedParams{Ns: r.p.ns, SubscriptionID: r.p.id, Shard: r.p.shard, Key: key, Delivered: []int64{}, RetryMs: -1, Skip: r.s.Policy == Skip, Incarnation: r.since}
 	for _, e := range events[:accepted] {
 		p.Delivered = append(p.Delivered, e.Seq)
 	}
@@ -115,4 +130,5 @@ func (r *relay) unblock(key string, left int64, err error) {
 	if key != "" && left == 0 {
 		delete(r.blocked, key)
 	}
+	r.wake() // for those behind
 }

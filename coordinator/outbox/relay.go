@@ -30,6 +30,7 @@ const (
 	errorPause   = time.Second     // after an error of the database
 	stopTimeout  = 5 * time.Second // bounds what is still written after ctx has ended
 	errorTextMax = 2000            // bytes of an error kept with a parked event
+	askedMax     = time.Hour       // the longest wait that a receiver may ask for, if BackoffMax is not longer
 )
 
 // PageBytesMax ends a page early, after the event that reaches it, so that large ones do not add up.
@@ -46,6 +47,9 @@ type relay struct {
 
 	page  int   // events read at once: Page, or as many large ones as fit, or 1 after a transaction of a TxSink was lost
 	blame error // why the transaction of the next event alone was lost: it is put aside without another try
+
+	news  chan struct{} // events were parked, or a key can go on
+	since int64         // position.since of this run
 
 	mu       sync.Mutex          // held over a change of parked events and of blocked, so that both agree
 	blocked  map[string]struct{} // keys with parked events: later ones wait behind them
@@ -71,7 +75,7 @@ func Relay(ctx context.Context, pool *pgxpool.Pool, s Subscription, shard int, l
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	r := &relay{s: s, p: place{s.Namespace, 0, int16(shard), s.Shards}, pool: pool, q: db.New(pool), log: log.With("subscription", s.Name, "shard", shard), seed: maphash.MakeSeed(), page: s.Page}
+	r := &relay{s: s, p: place{s.Namespace, 0, int16(shard), s.Shards}, pool: pool, q: db.New(pool), log: log.With("subscription", s.Name, "shard", shard), seed: maphash.MakeSeed(), page: s.Page, news: make(chan struct{}, 1)}
 	for ctx.Err() == nil {
 		err := r.run(ctx)
 		switch {
@@ -107,6 +111,7 @@ func (r *relay) run(ctx context.Context) error {
 	if err := r.loadBlocked(ctx); err != nil { // after the position: what another relay parks from here on moves that, and is found out
 		return err
 	}
+	r.since = at.since
 	ctx, cancel := context.WithCancel(ctx)
 	var retries sync.WaitGroup
 	retries.Go(func() { r.retryParked(ctx) })
@@ -234,11 +239,22 @@ func (r *relay) settle(ctx context.Context, q *db.Queries, at *position, events 
 
 // block has later events of the keys put aside wait behind them, also where a key was drained after its event had been read. Under mu.
 func (r *relay) block(aside parks) {
-	for i, key := range aside.keys {
+	if len(aside.keys) > 0 {
 		r.known = true
+		r.wake()
+	}
+	for i, key := range aside.keys {
 		if key != "" && (!aside.dead[i] || r.s.Policy != Skip) {
 			r.blocked[key] = struct{}{}
 		}
+	}
+}
+
+// wake has parked events looked at now.
+func (r *relay) wake() {
+	select {
+	case r.news <- struct{}{}:
+	default:
 	}
 }
 
@@ -253,7 +269,7 @@ func (r *relay) loadBlocked(ctx context.Context) error {
 	for _, key := range keys {
 		r.blocked[key] = struct{}{}
 	}
-	r.known = true
+	r.known = true // perhaps; full finds out
 	return nil
 }
 
@@ -364,10 +380,14 @@ func (r *relay) lane(ctx context.Context, sink Sink, events []Event, aside *park
 	return events
 }
 
-// send calls the sink, and keeps it to its word.
+// send calls the sink, and keeps it to its word. One that has got through some of the events when its time is over has not failed: the rest follows.
 func (r *relay) send(ctx context.Context, sink Sink, events []Event) (accepted int, err error) {
 	sctx, stop := context.WithTimeout(ctx, r.s.Timeout)
 	defer stop()
+	late := time.AfterFunc(2*r.s.Timeout, func() {
+		r.log.Error("the sink does not return, and holds up its subscription", "timeout", r.s.Timeout, "event", events[0].ID)
+	})
+	defer late.Stop()
 	defer func() {
 		if p := recover(); p != nil {
 			accepted, err = 0, fmt.Errorf("outbox: the sink panicked: %v", p)
@@ -377,7 +397,7 @@ func (r *relay) send(ctx context.Context, sink Sink, events []Event) (accepted i
 	if accepted < 0 || accepted > len(events) || err == nil && accepted < len(events) {
 		return 0, fmt.Errorf("outbox: the sink says that it accepted %d of %d events: %w", accepted, len(events), errors.Join(err, errors.New("its count is wrong")))
 	}
-	if accepted == len(events) {
+	if accepted == len(events) || accepted > 0 && sctx.Err() != nil {
 		err = nil
 	}
 	if accepted > 0 {
@@ -400,7 +420,7 @@ func (r *relay) refused(ctx context.Context, err error) bool {
 	after, down := IsUnavailable(err)
 	if down {
 		r.mu.Lock()
-		r.rest(max(after, min(max(2*r.down, r.s.Breaker), breakerMax, max(r.s.BackoffMax, r.s.Breaker))), err)
+		r.rest(max(min(after, r.askedMax()), min(max(2*r.down, r.s.Breaker), breakerMax, max(r.s.BackoffMax, r.s.Breaker))), err)
 		r.mu.Unlock()
 	}
 	return down
@@ -453,11 +473,14 @@ func (r *relay) judge(ctx context.Context, e Event, err error) (retryMS int64, d
 		wait = r.s.Backoff << shift
 	}
 	if after, ok := IsRetryAfter(err); ok {
-		wait = max(wait, after)
+		wait = max(wait, min(after, r.askedMax()))
 	}
 	r.log.Warn("event failed, its key waits", "event", e.ID, "attempt", e.Attempt, "wait", wait, "err", err)
 	return wait.Milliseconds(), false
 }
+
+// askedMax bounds the waits that a receiver asks for.
+func (r *relay) askedMax() time.Duration { return max(r.s.BackoffMax, askedMax) }
 
 func (r *relay) isDown() bool {
 	r.mu.Lock()

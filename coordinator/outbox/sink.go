@@ -22,6 +22,8 @@ import (
 //	Unavailable(err)   the receiver as a whole is down: the breaker opens, and no attempt is counted
 //	ErrGone            the receiver wants nothing more: the subscription is paused
 //	any other          an attempt failed; the next one is made after the subscription's backoff
+//
+// A wait that the receiver asks for is kept to an hour, or to BackoffMax if that is longer.
 type Sink interface {
 	Send(ctx context.Context, events []Event) (accepted int, err error)
 }
