@@ -705,7 +705,8 @@ func (q *Queries) ReadParked(ctx context.Context, arg ReadParkedParams) ([]ReadP
 const readPosition = `-- name: ReadPosition :one
 SELECT b.id::bigint AS id, b.epoch::smallint AS epoch, b.seen_xid::xid8 AS seen_xid, b.late::text[] AS late, b.floor::bigint AS floor, b.mark::bigint AS mark, coalesce(b.to_epoch, 0)::smallint AS to_epoch,
   coalesce(b.to_xid, '0')::xid8 AS to_xid, coalesce(b.to_late, '{}')::text[] AS to_late, coalesce(b.to_floor, 0)::bigint AS to_floor, coalesce(b.to_mark, 0)::bigint AS to_mark, coalesce(b.ceiling, 0)::bigint AS ceiling,
-  coalesce(b.done, -1)::bigint AS done, coalesce((SELECT i.nonce FROM pawl.incarnation i), 0)::bigint AS incarnation
+  coalesce(b.done, -1)::bigint AS done, coalesce((SELECT i.nonce FROM pawl.incarnation i), 0)::bigint AS incarnation,
+  (extract(epoch FROM clock_timestamp() - b.at) * 1000)::bigint AS age_ms
 FROM pawl.subscription_position($1::smallint, $2::int, $3::smallint) b
 `
 
@@ -730,6 +731,7 @@ type ReadPositionRow struct {
 	Ceiling     int64
 	Done        int64
 	Incarnation int64
+	AgeMs       int64
 }
 
 // done -1: no batch is open, and to_* mean nothing. incarnation 0: none has begun, see Incarnate.
@@ -751,6 +753,7 @@ func (q *Queries) ReadPosition(ctx context.Context, arg ReadPositionParams) (Rea
 		&i.Ceiling,
 		&i.Done,
 		&i.Incarnation,
+		&i.AgeMs,
 	)
 	return i, err
 }

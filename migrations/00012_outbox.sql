@@ -591,21 +591,28 @@ END $$;
 -- The sweep "outbox": removes positions older than p_keep, but each shard's newest, up to p_limit. NULL: another node is at it.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.sweep_outbox(p_ns smallint, p_keep interval, p_limit int) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' SET enable_seqscan = off AS $$
 DECLARE
-  v_n bigint;
+  s     record;
+  v_n   bigint;
+  v_did bigint := 0;
 BEGIN
   IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'outbox')) THEN
     RETURN NULL;
   END IF;
-  DELETE FROM pawl.subscription_batch b USING (
-      SELECT x.subscription_id, x.shard, x.id FROM pawl.subscription_batch x
-      WHERE x.ns = p_ns AND x.at < clock_timestamp() - p_keep
-        AND x.id < (SELECT n.id FROM pawl.subscription_position(p_ns, x.subscription_id, x.shard) n)
-      ORDER BY x.subscription_id, x.shard, x.id LIMIT p_limit) o
-    WHERE b.ns = p_ns AND b.subscription_id = o.subscription_id AND b.shard = o.shard AND b.id = o.id;
-  GET DIAGNOSTICS v_n = ROW_COUNT;
-  RETURN v_n;
+  FOR s IN SELECT x.id, i::smallint AS shard FROM pawl.subscription x CROSS JOIN LATERAL generate_series(0, x.shards - 1) i WHERE x.ns = p_ns ORDER BY x.id, i LOOP
+    -- The oldest first: ids ascend with time in a shard.
+    DELETE FROM pawl.subscription_batch b WHERE b.ns = p_ns AND b.subscription_id = s.id AND b.shard = s.shard AND b.id = ANY (ARRAY(
+      SELECT o.id FROM (
+        SELECT x.id, x.at FROM pawl.subscription_batch x
+        WHERE x.ns = p_ns AND x.subscription_id = s.id AND x.shard = s.shard AND x.id < (SELECT n.id FROM pawl.subscription_position(p_ns, s.id, s.shard) n)
+        ORDER BY x.id LIMIT p_limit - v_did) o
+      WHERE o.at < clock_timestamp() - p_keep));
+    GET DIAGNOSTICS v_n = ROW_COUNT;
+    v_did := v_did + v_n;
+    EXIT WHEN v_did >= p_limit;
+  END LOOP;
+  RETURN v_did;
 END $$;
 -- +goose StatementEnd
 

@@ -88,6 +88,9 @@ func consume(ctx context.Context, tx pgx.Tx, ns int16, subscription string, shar
 				return 0, err
 			}
 		}
+		if len(events) == 0 && at.batch.ceiling-at.mark < settleIDs && at.age < settleEvery {
+			return 0, nil // events of others, which are soon read over again
+		}
 		if last {
 			at = at.next()
 		} else {

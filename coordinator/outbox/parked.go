@@ -98,7 +98,7 @@ func (r *relay) retry(ctx context.Context, q *db.Queries, sink Sink, key string,
 		}
 	}
 	accepted, err := r.send(ctx, sink, slices.Clone(events)) // a sink may do to its events what it likes
-	failed := err != nil && ctx.Err() == nil && !r.refused(ctx, err)
+	failed := err != nil && ctx.Err() == nil && r.refused(ctx, events[accepted], err) == attempt
 	if accepted == 0 && !failed {
 		return p, false
 	}

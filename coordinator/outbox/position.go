@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/pawl-dev/pawl/db"
 )
@@ -30,6 +31,7 @@ type position struct {
 	batch *batch // open, or nil
 	// since is the incarnation of the server in which it was read: after a crash its transaction ids may be others', so it must be read again.
 	since int64
+	age   time.Duration // when it was read
 }
 
 // sinceThisTx stands in position.since for one that was read in the transaction that opens its batch.
@@ -51,7 +53,7 @@ func (p place) read(ctx context.Context, q *db.Queries) (position, error) {
 	if err != nil {
 		return position{}, fmt.Errorf("read position: %w", wrap(err))
 	}
-	out := position{id: row.ID, epoch: row.Epoch, xid: row.SeenXID, late: row.Late, floor: row.Floor, mark: row.Mark, since: row.Incarnation}
+	out := position{id: row.ID, epoch: row.Epoch, xid: row.SeenXID, late: row.Late, floor: row.Floor, mark: row.Mark, since: row.Incarnation, age: time.Duration(row.AgeMs) * time.Millisecond}
 	if row.Done >= 0 {
 		out.batch = &batch{row.ToEpoch, row.ToXID, row.ToLate, row.ToFloor, row.ToMark, row.Ceiling, row.Done}
 	}

@@ -29,6 +29,7 @@ const (
 	settleIDs    = 1000            // or after so many
 	errorPause   = time.Second     // after an error of the database
 	stopTimeout  = 5 * time.Second // bounds what is still written after ctx has ended
+	refusalsMax  = 5               // how often an event finds the receiver down before it is put aside, so that others are tried
 	errorTextMax = 2000            // bytes of an error kept with a parked event
 	askedMax     = time.Hour       // the longest wait that a receiver may ask for, if BackoffMax is not longer
 )
@@ -55,6 +56,8 @@ type relay struct {
 	blocked  map[string]struct{} // keys with parked events: later ones wait behind them
 	known    bool                // parked events are known of
 	failures int                 // attempts that failed since the last that succeeded
+	accepted int64               // events that the receiver has accepted
+	refusals map[int64]refusal   // of events that found it down, by number
 	down     time.Duration       // how long the receiver is left alone this time; 0: it is not down
 	until    int64               // until when, by the monotonic clock
 }
@@ -265,7 +268,7 @@ func (r *relay) loadBlocked(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.blocked = map[string]struct{}{}
+	r.blocked, r.refusals = map[string]struct{}{}, map[int64]refusal{}
 	for _, key := range keys {
 		r.blocked[key] = struct{}{}
 	}
@@ -317,7 +320,7 @@ func (r *relay) deliver(ctx context.Context, sink Sink, events []Event) (aside p
 			group.Go(func() { try[i] = r.lane(ctx, sink, try[i], &aside, &mu) })
 		}
 		group.Wait()
-		lanes = slices.DeleteFunc(lanes, func(l []Event) bool { return len(l) == 0 })
+		lanes = slices.DeleteFunc(append(lanes[len(try):], try...), func(l []Event) bool { return len(l) == 0 }) // the next one tells the next time
 		if len(lanes) > 0 && (ctx.Err() != nil || r.s.SinkTx != nil) {
 			return aside, cmp.Or(context.Cause(ctx), errDown)
 		}
@@ -353,11 +356,22 @@ func (r *relay) lane(ctx context.Context, sink Sink, events []Event, aside *park
 		if err == nil {
 			continue
 		}
-		if ctx.Err() != nil || r.refused(ctx, err) {
+		if ctx.Err() != nil {
 			return events
 		}
 		failed := events[0]
-		retry, dead := r.judge(ctx, failed, err)
+		var (
+			retry int64
+			dead  bool
+		)
+		switch r.refused(ctx, failed, err) {
+		case leave:
+			return events
+		case putAside:
+			failed.Attempt--
+		case attempt:
+			retry, dead = r.judge(ctx, failed, err)
+		}
 		mu.Lock()
 		aside.add(failed, retry, dead, text(err))
 		rest := events[1:]
@@ -406,24 +420,54 @@ func (r *relay) send(ctx context.Context, sink Sink, events []Event) (accepted i
 			r.log.Info("receiver is up again")
 		}
 		r.failures, r.down = 0, 0
+		r.accepted += int64(accepted)
+		for _, e := range events[:accepted] {
+			delete(r.refusals, e.Seq)
+		}
 		r.mu.Unlock()
 	}
 	return accepted, err
 }
 
-// refused tells whether err is of the receiver as a whole, and then leaves that alone for a while: no attempt is counted.
-func (r *relay) refused(ctx context.Context, err error) bool {
+// refusal is how often an event found the receiver down, and what that had accepted at the last time.
+type refusal struct {
+	times    int
+	accepted int64
+}
+
+// verdict is what becomes of an event that was not accepted.
+type verdict int
+
+const (
+	attempt  verdict = iota // it failed
+	leave                   // it is left where it is: the receiver as a whole is down
+	putAside                // it is put aside uncounted, so that others are tried
+)
+
+// refused tells whether err is of the receiver as a whole, and then leaves that alone for a while. It is not if others were accepted since the same event was refused before; to
+// find that out, one that is refused again and again gives way to others.
+func (r *relay) refused(ctx context.Context, e Event, err error) verdict {
 	if errors.Is(err, ErrGone) {
 		r.stop(ctx, "the receiver is gone: "+text(err))
-		return true
+		return leave
 	}
 	after, down := IsUnavailable(err)
-	if down {
-		r.mu.Lock()
-		r.rest(max(min(after, r.askedMax()), min(max(2*r.down, r.s.Breaker), breakerMax, max(r.s.BackoffMax, r.s.Breaker))), err)
-		r.mu.Unlock()
+	if !down {
+		return attempt
 	}
-	return down
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before, again := r.refusals[e.Seq]
+	if again && r.accepted > before.accepted {
+		delete(r.refusals, e.Seq)
+		return attempt
+	}
+	r.refusals[e.Seq] = refusal{before.times + 1, r.accepted}
+	r.rest(max(min(after, r.askedMax()), min(max(2*r.down, r.s.Breaker), breakerMax, max(r.s.BackoffMax, r.s.Breaker))), err)
+	if before.times+1 == refusalsMax && r.s.SinkTx == nil {
+		return putAside
+	}
+	return leave
 }
 
 // failed counts an attempt that failed, and tells whether so many have failed one after another that the receiver is left alone for a while.

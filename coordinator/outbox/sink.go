@@ -19,7 +19,7 @@ import (
 //
 //	Permanent(err)     the event will never be accepted: no further attempts are made
 //	RetryAfter(err, d) an attempt failed; the next one is made no earlier than after d
-//	Unavailable(err)   the receiver as a whole is down: the breaker opens, and no attempt is counted
+//	Unavailable(err)   the receiver as a whole is down: the breaker opens, and no attempt is counted; of an event that is refused so while others are accepted, one is
 //	ErrGone            the receiver wants nothing more: the subscription is paused
 //	any other          an attempt failed; the next one is made after the subscription's backoff
 //
