@@ -135,9 +135,9 @@ func TestDev_checkoutBadInput(t *testing.T) {
 	t.Parallel()
 	_, url := openPool(t)
 	for want, cmd := range map[string]*devCmd{
-		"--orders 0 is outside":       {Example: "checkout"},
-		"--orders 1000001 is outside": {Example: "checkout", Orders: 1_000_001},
-		"--src is for":                {Example: "checkout", Orders: 1, Src: t.TempDir()},
+		"--orders 0 is outside":      {Example: "checkout"},
+		"--orders 100001 is outside": {Example: "checkout", Orders: 100_001},
+		"--src is for":               {Example: "checkout", Orders: 1, Src: t.TempDir()},
 	} {
 		err := runDev(t, url, cmd).wait(t)
 		if exitCode(err) != exitUsage {
