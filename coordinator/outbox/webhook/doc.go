@@ -12,9 +12,8 @@
 //	  "data": {"cents": 1999}
 //	}
 //
-// id is the event's ID, subject its key (none without a key), time when the transaction that published it began. pawlseq is the event's number in its outbox; those of one key
-// ascend. data is the payload as it is if that is JSON and its content type is application/json; any other payload is base64 in data_base64; an empty one is neither. The event's headers are attributes
-// where their names can be (small letters and digits), the others are together in pawlheaders, an object as text. With it go
+// The attributes are those of package cloudevent, and those of the event's headers whose names can be attributes': up to 20 small letters and digits. data is the payload as it
+// is if that is JSON and its content type is application/json; any other payload is base64 in data_base64; an empty one is neither. With it go
 //
 //	Content-Type: application/cloudevents+json
 //	Idempotency-Key: "0199…", the event's ID

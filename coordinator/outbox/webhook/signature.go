@@ -31,7 +31,7 @@ var (
 	// ErrStale: a request was signed too long ago, or too far ahead of this machine's clock.
 	ErrStale = errors.New("webhook: signed too long ago or ahead")
 	// ErrMalformed: a request was signed with a known secret, but is no CloudEvent 1.0 in JSON.
-	ErrMalformed = errors.New("webhook: not a CloudEvent")
+	ErrMalformed = errors.New("webhook: not an event")
 )
 
 // parseSecrets does not quote them.

@@ -17,10 +17,10 @@ import (
 
 	"github.com/pawl-dev/pawl/coordinator/outbound"
 	"github.com/pawl-dev/pawl/coordinator/outbox"
+	"github.com/pawl-dev/pawl/coordinator/outbox/cloudevent"
 )
 
 const (
-	sourceDefault  = "pawl"
 	retryAfterMax  = time.Hour // a longer Retry-After is taken for this
 	answerBytesMax = 16 << 10  // read of an answer; with more, its connection is not used again
 	answerShownMax = 200       // characters of a refusal in the error
@@ -83,7 +83,7 @@ func New(conf Config) (*Sink, error) {
 	}
 	s := &Sink{url: *u, source: conf.Source, keys: keys, headers: headers, transport: conf.Transport, conceal: concealer(u, conf.Headers)}
 	if s.source == "" {
-		s.source = sourceDefault
+		s.source = cloudevent.SourceDefault
 	}
 	if s.transport == nil {
 		s.transport = outbound.Transport(conf.AllowPrivate)
