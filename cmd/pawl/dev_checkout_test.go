@@ -168,7 +168,7 @@ func TestCheckoutReport(t *testing.T) {
 8 processes were killed: shop 3, shipping 3, relay 2.
 9,000 calls to the shop: 3,300 answers, of them 2,200 with what was stored for the key.
 The others were made again: 5,000 met another with their key at work (409), 600 were given up by the client, 99 cut off, 1 failed.
-1,016 deliveries to shipping: 16 for the second time, which it knew from its inbox.
+1,016 deliveries to shipping: 16 again, of events that its inbox knew.
 
 Proof, from the tables:
   1,000 keys: each has one order.
