@@ -10,23 +10,9 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pawl-dev/pawl/cmd/checkout"
 )
-
-// slowHandler holds every request for a moment, so that a process that is killed has some.
-func slowHandler(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		moment := time.NewTimer(10 * time.Millisecond)
-		defer moment.Stop()
-		select {
-		case <-moment.C:
-		case <-r.Context().Done():
-		}
-		next.ServeHTTP(w, r)
-	})
-}
 
 // checkoutReport waits for the end of a run that is to be right, and returns what it wrote.
 func (r *devRun) checkoutReport(t *testing.T, orders int) checkoutReport {
