@@ -46,7 +46,7 @@ type devCmd struct {
 	Dir     string `type:"path" placeholder:"DIR" help:"Directory of the private Postgres, kept for the next time. Default: pawl/dev in $XDG_STATE_HOME or ~/.local/state; for root /var/lib/pawl/dev, since Postgres runs as another user then and must be able to enter. Unused with --database-url."`
 	Exit    bool   `help:"End after the proof, rather than stay up for a look around."`
 	Src     string `type:"path" placeholder:"DIR" help:"gosrc: directory whose Go files are counted. Default: src of the Go installation."`
-	Orders  int    `default:"2000" placeholder:"N" help:"checkout: how many orders are placed, 1 to 1,000,000. Default: 2,000."`
+	Orders  int    `default:"2000" placeholder:"N" help:"checkout: how many orders are placed, 1 to 100,000. Default: 2,000."`
 
 	// command makes the command of a process; tests have their own.
 	command func(args ...string) (*exec.Cmd, error)

@@ -19,7 +19,7 @@ import (
 
 const (
 	// devOrdersMax is how many orders may be asked for.
-	devOrdersMax = 1_000_000
+	devOrdersMax = 100_000
 	// The processes of each kind.
 	devShops     = 2
 	devShippings = 2

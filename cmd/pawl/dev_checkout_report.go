@@ -43,7 +43,7 @@ func (r *checkoutReport) write(a *app) error {
 	fmt.Fprintf(w, "%s to the shop: %s, of them %s with what was stored for the key.\n", plural(c.Calls, "call"), plural(c.Answers, "answer"), thousands(c.Replayed))
 	fmt.Fprintf(w, "The others were made again: %s met another with their key at work (409), %s were given up by the client, %s cut off, %s failed.\n",
 		thousands(c.InFlight), thousands(c.Hurried), thousands(c.Cut), thousands(c.Failed))
-	fmt.Fprintf(w, "%s to shipping: %s for the second time, which it knew from its inbox.\n\n", plural(f.Parcels+f.Repeats, "delivery", "deliveries"), thousands(f.Repeats))
+	fmt.Fprintf(w, "%s to shipping: %s again, of events that its inbox knew.\n\n", plural(f.Parcels+f.Repeats, "delivery", "deliveries"), thousands(f.Repeats))
 	return r.proof(w)
 }
 

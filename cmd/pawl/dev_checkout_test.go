@@ -10,23 +10,9 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pawl-dev/pawl/cmd/checkout"
 )
-
-// slowHandler holds every request for a moment, so that a process that is killed has some.
-func slowHandler(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		moment := time.NewTimer(10 * time.Millisecond)
-		defer moment.Stop()
-		select {
-		case <-moment.C:
-		case <-r.Context().Done():
-		}
-		next.ServeHTTP(w, r)
-	})
-}
 
 // checkoutReport waits for the end of a run that is to be right, and returns what it wrote.
 func (r *devRun) checkoutReport(t *testing.T, orders int) checkoutReport {
@@ -135,9 +121,9 @@ func TestDev_checkoutBadInput(t *testing.T) {
 	t.Parallel()
 	_, url := openPool(t)
 	for want, cmd := range map[string]*devCmd{
-		"--orders 0 is outside":       {Example: "checkout"},
-		"--orders 1000001 is outside": {Example: "checkout", Orders: 1_000_001},
-		"--src is for":                {Example: "checkout", Orders: 1, Src: t.TempDir()},
+		"--orders 0 is outside":      {Example: "checkout"},
+		"--orders 100001 is outside": {Example: "checkout", Orders: 100_001},
+		"--src is for":               {Example: "checkout", Orders: 1, Src: t.TempDir()},
 	} {
 		err := runDev(t, url, cmd).wait(t)
 		if exitCode(err) != exitUsage {
@@ -168,7 +154,7 @@ func TestCheckoutReport(t *testing.T) {
 8 processes were killed: shop 3, shipping 3, relay 2.
 9,000 calls to the shop: 3,300 answers, of them 2,200 with what was stored for the key.
 The others were made again: 5,000 met another with their key at work (409), 600 were given up by the client, 99 cut off, 1 failed.
-1,016 deliveries to shipping: 16 for the second time, which it knew from its inbox.
+1,016 deliveries to shipping: 16 again, of events that its inbox knew.
 
 Proof, from the tables:
   1,000 keys: each has one order.

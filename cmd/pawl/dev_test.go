@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,6 +87,19 @@ func slowly(next func(context.Context, *worker.Raw) error) func(context.Context,
 		}
 		return next(ctx, j)
 	}
+}
+
+// slowHandler holds every request for a moment, so that a process that is killed has some.
+func slowHandler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		moment := time.NewTimer(10 * time.Millisecond)
+		defer moment.Stop()
+		select {
+		case <-moment.C:
+		case <-r.Context().Done():
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // devRun is "pawl dev" in this process, with its worker processes.

@@ -40,8 +40,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
-	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -109,57 +107,9 @@ func New(js jetstream.JetStream, conf Config) (*Sink, error) {
 	return &Sink{js, conf}, nil
 }
 
-// Send publishes events, those of a key one after the other. The errors are those of the package documentation. After the first that fails none behind it is begun with; those
-// of other keys that were on their way may have been stored, and are dropped as duplicates when they come again.
+// Send publishes events as outbox.Each has it. The errors are those of the package documentation.
 func (s *Sink) Send(ctx context.Context, events []outbox.Event) (accepted int, err error) {
-	var (
-		chains = byKey(events)
-		next   atomic.Int64 // of chains
-		group  sync.WaitGroup
-		mu     sync.Mutex
-		first  = len(events) // the first event that has failed, with err
-	)
-	failed := func(i int) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return i > first
-	}
-	for range min(s.conf.InFlight, len(chains)) {
-		group.Go(func() {
-			for c := next.Add(1); c <= int64(len(chains)); c = next.Add(1) {
-				for _, i := range chains[c-1] {
-					if failed(i) {
-						break
-					}
-					if e := s.publish(ctx, events[i]); e != nil {
-						mu.Lock()
-						if i < first {
-							first, err = i, e
-						}
-						mu.Unlock()
-					}
-				}
-			}
-		})
-	}
-	group.Wait()
-	return first, err
-}
-
-// byKey divides events into what must be sent one after the other: places in events, in order.
-func byKey(events []outbox.Event) [][]int {
-	var chains [][]int
-	of := map[string]int{}
-	for i, e := range events {
-		c, ok := of[e.Key]
-		if e.Key == "" || !ok {
-			c = len(chains)
-			of[e.Key] = c
-			chains = append(chains, nil)
-		}
-		chains[c] = append(chains[c], i)
-	}
-	return chains
+	return outbox.Each(ctx, events, s.conf.InFlight, s.publish)
 }
 
 func (s *Sink) publish(ctx context.Context, e outbox.Event) error {

@@ -316,11 +316,11 @@ func broken(ctx context.Context, t Target, f Fault, at int) error {
 	}
 	short, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if f == Hang || f == Lose { // a lost answer may show by nothing else
+	if f != Refuse { // it may show by nothing else
 		go func() {
 			select {
 			case <-met:
-				pause(short, map[Fault]time.Duration{Lose: lostAfter}[f])
+				pause(short, faultTime)
 				cancel()
 			case <-short.Done():
 			}

@@ -22,7 +22,7 @@ const (
 	patience = time.Minute     // bounds a check
 	soon     = 5 * time.Second // after ctx has ended, Send has returned
 
-	lostAfter = 300 * time.Millisecond // how long a sink may wait for an answer that was lost, before its ctx ends
+	faultTime = 300 * time.Millisecond // how long a sink may take to notice a fault, before its ctx ends
 )
 
 // Fault is what a receiver does with an event.
