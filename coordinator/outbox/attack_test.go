@@ -1,0 +1,368 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/coordinator/outbox"
+	"github.com/pawl-dev/pawl/db/dbtest"
+	"github.com/pawl-dev/pawl/db/devpg"
+)
+
+// tracer calls after each query whose text holds of, once.
+type tracer struct {
+	of    string
+	after func()
+	once  sync.Once
+}
+
+type tracedKey struct{}
+
+func (x *tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	return context.WithValue(ctx, tracedKey{}, strings.Contains(q.SQL, x.of))
+}
+
+func (x *tracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	if ctx.Value(tracedKey{}) == true {
+		x.once.Do(x.after)
+	}
+}
+
+// traced is another pool to the same database, which calls after the first query whose text holds of.
+func traced(t *testing.T, pool *pgxpool.Pool, of string, after func()) *pgxpool.Pool {
+	t.Helper()
+	conf := pool.Config()
+	conf.ConnConfig.Tracer = &tracer{of: of, after: after}
+	out, err := pgxpool.NewWithConfig(context.Background(), conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(out.Close)
+	return out
+}
+
+// firsts are the payloads of a key in the order in which each arrived first.
+func firsts(got []outbox.Event, key string) []string {
+	var out []string
+	for _, e := range got {
+		if e.Key == key && !slices.Contains(out, string(e.Payload)) {
+			out = append(out, string(e.Payload))
+		}
+	}
+	return out
+}
+
+func has(got []outbox.Event, key, text string) bool {
+	return slices.ContainsFunc(got, func(e outbox.Event) bool { return e.Key == key && string(e.Payload) == text })
+}
+
+// Snapshots that a relay took before a crash name transactions that the server forgets and numbers again: a batch that was open over the crash must not be settled.
+func TestAttackCrashReusesXIDs(t *testing.T) {
+	t.Parallel()
+	server := dbtest.Private(t, devpg.Config{Settings: map[string]string{"wal_writer_delay": "10s", "bgwriter_delay": "10s"}})
+	pool, err := pgxpool.New(context.Background(), server.URL(dbtest.PrivateDatabase))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	r := newReceiver()
+	calls, hold := make(chan struct{}, 1000), make(chan struct{})
+	r.failing(func(_ context.Context, e outbox.Event) error {
+		if string(e.Payload) == "1" {
+			calls <- struct{}{}
+			<-hold
+		}
+		return nil
+	})
+	s := fast("crash", r)
+	start(t, pool, s)
+	publish(t, pool, event("k", "0"))
+	r.waitN(t, 1)
+	until(t, pool, "SELECT max(events) = 1 FROM pawl.subscription_batch")
+	exec(t, pool, "SET synchronous_commit = on; CREATE TABLE flushed ()") // with all before it
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 200 { // of which nothing is written
+		exec(t, conn, "SELECT pg_current_xact_id()")
+	}
+	var lost int64
+	publish(t, pool, event("k", "1")) // committed and flushed before the others, which are not
+	for range 200 {
+		exec(t, conn, "BEGIN")
+		lost = scan[int64](t, conn, "SELECT pg_current_xact_id()::text::bigint")
+		exec(t, conn, "ROLLBACK")
+	}
+	conn.Release()
+	<-calls
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = devpg.Start(context.Background(), server.Config()); err != nil {
+		t.Fatal(err)
+	}
+	var again int64
+	for again == 0 { // connections of before
+		if err := pool.QueryRow(t.Context(), "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&again); err != nil {
+			continue
+		}
+	}
+	t.Logf("last id before the crash %d, next after it %d", lost, again)
+	publish(t, pool, event("k", "2"))
+	r.failing(nil)
+	close(hold)
+	publish(t, pool, event("k", "3"))
+	got := r.wait(t, func(got []outbox.Event) bool { return has(got, "k", "3") })
+	if !has(got, "k", "2") {
+		until(t, pool, "SELECT max(events) >= 3 FROM pawl.subscription_batch")
+		t.Errorf("event 2 was lost: %s", texts(r.events()))
+	}
+}
+
+// A key is drained between the reading and the settling of a page with a later event of it: that one is parked, and those after it wait behind it.
+func TestAttackDrainedWhilePaging(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	var (
+		mu       sync.Mutex
+		fail     = true
+		hold     = make(chan struct{})
+		holding  = make(chan struct{})
+		onceHold sync.Once
+	)
+	r.failing(func(_ context.Context, e outbox.Event) error {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case e.Key == "k" && string(e.Payload) == "1" && fail:
+			return errors.New("not yet")
+		case e.Key == "slow":
+			mu.Unlock()
+			onceHold.Do(func() { close(holding) })
+			<-hold
+			mu.Lock()
+		case e.Key == "k" && string(e.Payload) == "2" && e.Attempt < 4: // it takes a while
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	s := fast("drained", r)
+	s.Backoff, s.BackoffMax = 200*time.Millisecond, 400*time.Millisecond
+	start(t, pool, s)
+	publish(t, pool, event("k", "1"))
+	until(t, pool, "SELECT count(*) = 1 FROM pawl.parked_event")
+	publish(t, pool, event("slow", "1"), event("k", "2")) // k waits; the page is held up by slow
+	<-holding
+	mu.Lock()
+	fail = false
+	mu.Unlock()
+	until(t, pool, "SELECT count(*) = 0 FROM pawl.parked_event") // k is drained, and its second event is about to be parked
+	close(hold)
+	until(t, pool, "SELECT count(*) = 1 FROM pawl.parked_event")
+	publish(t, pool, event("k", "3"))
+	got := r.wait(t, func(got []outbox.Event) bool { return has(got, "k", "2") && has(got, "k", "3") })
+	if order := strings.Join(firsts(got, "k"), " "); order != "1 2 3" {
+		t.Errorf("k came as %s", order)
+	}
+}
+
+// What the old relay parks while the new one starts is known to that.
+func TestAttackParkedWhileStarting(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	hold, holding := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	r.failing(func(_ context.Context, e outbox.Event) error {
+		if e.Key == "k" && string(e.Payload) == "1" && e.Attempt < 5 {
+			once.Do(func() { close(holding) })
+			<-hold
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	s := fast("starting", r)
+	s.Backoff, s.BackoffMax = 200*time.Millisecond, 400*time.Millisecond
+	stop := start(t, pool, s)
+	publish(t, pool, event("k", "1"))
+	<-holding
+	second := traced(t, pool, "-- name: ListParkedKeys", func() { // the new one has read which keys wait
+		close(hold)
+		until(t, pool, "SELECT count(*) = 1 FROM pawl.parked_event")
+		publish(t, pool, event("k", "2"))
+		stop()
+	})
+	start(t, second, s)
+	got := r.wait(t, func(got []outbox.Event) bool { return has(got, "k", "1") && has(got, "k", "2") })
+	if order := strings.Join(firsts(got, "k"), " "); order != "1 2" {
+		t.Errorf("k came as %s", order)
+	}
+}
+
+// The text of an error is kept, whatever bytes it has.
+func TestAttackErrorText(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{"nul": "oh\x00", "not UTF-8": "oh \xff", "cut": "a" + strings.Repeat("ü", 2000)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := dbtest.New(t)
+			r := newReceiver()
+			calls := make(chan struct{}, 1000)
+			r.failing(func(_ context.Context, e outbox.Event) error {
+				if e.Key == "bad" {
+					calls <- struct{}{}
+					return errors.New(text)
+				}
+				return nil
+			})
+			s := fast("text", r)
+			s.Attempts = 3
+			start(t, pool, s)
+			publish(t, pool, event("bad", "1"))
+			for range 3 {
+				<-calls
+			}
+			publish(t, pool, event("good", "1"))
+			r.waitN(t, 1)
+			until(t, pool, "SELECT count(*) = 1 FROM pawl.parked_event WHERE dead_at IS NOT NULL")
+		})
+	}
+}
+
+// Many poison events one after another do not stop the others for good.
+func TestAttackPoisonStopsAll(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	var mu sync.Mutex
+	calls := 0
+	r.failing(func(_ context.Context, e outbox.Event) error {
+		mu.Lock()
+		defer mu.Unlock()
+		calls++
+		if calls == 300 {
+			r.mu.Lock()
+			select {
+			case r.news <- struct{}{}:
+			default:
+			}
+			r.mu.Unlock()
+		}
+		if strings.HasPrefix(e.Key, "bad") {
+			return errors.New("cannot")
+		}
+		return nil
+	})
+	s := fast("poison", r)
+	s.Parallel, s.Attempts = 1, 3
+	start(t, pool, s)
+	var events []outbox.Event
+	for i := range 40 {
+		events = append(events, event(fmt.Sprint("bad", i), "1"))
+	}
+	publish(t, pool, append(events, event("good", "1"))...)
+	r.wait(t, func(got []outbox.Event) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(got) > 0 || calls >= 300
+	})
+	if len(r.events()) == 0 {
+		n := scan[int](t, pool, "SELECT count(*) FROM pawl.parked_event")
+		t.Errorf("after 300 calls the good event has not been tried; %d of 40 are parked", n)
+	}
+}
+
+// A sink that appends to the slice that it was given does not change what is delivered.
+func TestAttackSinkAppends(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	s := fast("appends", outbox.SinkFunc(func(ctx context.Context, events []outbox.Event) (int, error) {
+		n, err := r.Send(ctx, events)
+		_ = append(events, event("end of batch", ""))
+		return n, err
+	}))
+	s.Batch, s.Parallel = 1, 1
+	start(t, pool, s)
+	publish(t, pool, event("a", "1"), event("b", "2"), event("c", "3"))
+	if got := texts(r.waitN(t, 3)); got != "a:1 b:2 c:3" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// A paused subscription tries no parked events either.
+func TestAttackPausedParked(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	r.failing(func(context.Context, outbox.Event) error { return errors.New("not yet") })
+	s := fast("paused", r)
+	s.Attempts = 1000
+	start(t, pool, s)
+	publish(t, pool, event("k", "1"))
+	until(t, pool, "SELECT count(*) = 1 FROM pawl.parked_event")
+	exec(t, pool, "SELECT pawl.subscription_pause(1::smallint, 'paused', 'test')")
+	exec(t, pool, "SELECT pg_sleep(2.2)") // it looks once a second
+	at := scan[int](t, pool, "SELECT attempt FROM pawl.parked_event")
+	exec(t, pool, "SELECT pg_sleep(1)")
+	if now := scan[int](t, pool, "SELECT attempt FROM pawl.parked_event"); now != at {
+		t.Errorf("paused, and tried %d times more", now-at)
+	}
+}
+
+// What the transaction that makes a subscription publishes itself is delivered.
+func TestAttackCreateAndPublish(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background())
+	exec(t, tx, "SELECT pg_current_xact_id()")
+	exec(t, pool, "SELECT pg_current_xact_id()") // another one, which ends
+	if _, err := outbox.Create(t.Context(), tx, outbox.Subscription{Name: "new"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := outbox.Publish(t.Context(), tx, event("k", "1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, pool, event("k", "2"))
+	if got := take(t, pool, "new"); got != "1 2" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// take consumes all that waits and returns the payloads.
+func take(t *testing.T, pool *pgxpool.Pool, name string) string {
+	t.Helper()
+	var out []string
+	for {
+		n, err := outbox.ConsumeTx(t.Context(), pool, 1, name, 0, 100, func(_ context.Context, _ pgx.Tx, got []outbox.Event) error {
+			for _, e := range got {
+				out = append(out, string(e.Payload))
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			return strings.Join(out, " ")
+		}
+	}
+}
