@@ -91,7 +91,7 @@ func TestAttackCrashReusesXIDs(t *testing.T) {
 	r.waitN(t, 1)
 	until(t, pool, "SELECT max(events) = 1 FROM pawl.subscription_batch")
 	exec(t, pool, "SELECT pawl.subscription_pause(1::smallint, 'crash', 'test')")
-	exec(t, pool, "SELECT pg_sleep(2.2)")                                      // until the relay knows
+	exec(t, pool, "SELECT pg_sleep(2.2)")                                     // until the relay knows
 	publish(t, pool, event("k", "1"))                                         // flushed, with all before it
 	conn, err := pgx.Connect(t.Context(), server.URL(dbtest.PrivateDatabase)) // what it does is not
 	if err != nil {
