@@ -374,3 +374,220 @@ func take(t *testing.T, pool *pgxpool.Pool, name string) string {
 		}
 	}
 }
+
+// Rewound while a key is parked: what comes again comes in its order, the parked ones where they belong.
+func TestAttackRewindParked(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	r.failing(func(_ context.Context, e outbox.Event) error {
+		if string(e.Payload) == "3" {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	s := fast("rewound", r)
+	s.Backoff, s.BackoffMax = 50*time.Millisecond, 50*time.Millisecond
+	start(t, pool, s)
+	for i := range 5 {
+		publish(t, pool, event("k", fmt.Sprint(i)))
+	}
+	until(t, pool, "SELECT count(*) = 2 FROM pawl.parked_event")
+	first := r.waitN(t, 3)[0].Seq
+	n := len(r.events())
+	exec(t, pool, "SELECT pawl.subscription_rewind(1::smallint, 'rewound', $1)", first)
+	publish(t, pool, event("k", "5"))
+	until(t, pool, "SELECT max(events) >= 10 FROM pawl.subscription_batch")
+	r.failing(nil)
+	until(t, pool, "SELECT count(*) = 0 FROM pawl.parked_event")
+	got := r.events()[n:]
+	if order := strings.Join(firsts(got, "k"), " "); order != "0 1 2 3 4 5" {
+		t.Errorf("after the rewind: %s", texts(got))
+	}
+}
+
+// rebased makes the outbox look moved, and takes it home.
+func rebased(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	exec(t, pool, "UPDATE pawl.outbox SET cluster = cluster + 1")
+	exec(t, pool, "SELECT pawl.rebase(1::smallint)")
+}
+
+// settled consumes until the position is in the newest epoch and nothing is left.
+func settled(t *testing.T, pool *pgxpool.Pool, name string) string {
+	t.Helper()
+	var out []string
+	for range 10 {
+		if text := take(t, pool, name); text != "" {
+			out = append(out, text)
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+// A rewind to a number of which no event is kept goes back to the next one, also to one of an earlier epoch.
+func TestAttackRewindToGap(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: "gap"}); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := outbox.Publish(t.Context(), tx, event("k", "rolled back")); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, pool, event("k", "1"))
+	rebased(t, pool)
+	publish(t, pool, event("k", "2"))
+	if got := settled(t, pool, "gap"); got != "1 2" {
+		t.Fatalf("got %q", got)
+	}
+	exec(t, pool, "SELECT pawl.subscription_rewind(1::smallint, 'gap', 1)")
+	if got := settled(t, pool, "gap"); got != "1 2" {
+		t.Errorf("after the rewind: got %q", got)
+	}
+}
+
+// A rewind to an event that is ahead skips nothing, as within an epoch.
+func TestAttackRewindAhead(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: "ahead"}); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, pool, event("k", "1"))
+	rebased(t, pool)
+	publish(t, pool, event("k", "2"))
+	exec(t, pool, "SELECT pawl.subscription_rewind(1::smallint, 'ahead', (SELECT max(id) FROM pawl.outbox_event))")
+	if got := settled(t, pool, "ahead"); got != "1 2" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// 0 means that none is waiting, also right after a batch that ended with a full page.
+func TestAttackConsumeNone(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: "none"}); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, pool, event("k", "1"), event("k", "2"))
+	consume := func() int {
+		n, err := outbox.ConsumeTx(t.Context(), pool, 1, "none", 0, 2, func(context.Context, pgx.Tx, []outbox.Event) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := consume(); n != 2 {
+		t.Errorf("got %d", n)
+	}
+	publish(t, pool, event("k", "3"))
+	if n := consume(); n != 1 {
+		t.Errorf("got %d while one is waiting", n)
+	}
+}
+
+// Savepoints (more than a snapshot lists), prepared transactions that are committed much later, with ids drawn long before: all arrive, once each, and after what they waited for.
+func TestAttackLateTransactions(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	for _, name := range []string{"late", "late2"} {
+		if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nested, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nested.Rollback(context.Background())
+	for i := range 100 {
+		inner, err := nested.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := outbox.Publish(t.Context(), inner, event("n", fmt.Sprint("n", i))); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 {
+			err = inner.Commit(t.Context())
+		} else {
+			err = inner.Rollback(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	name := scan[string](t, pool, "SELECT current_database()")
+	prepared, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec(t, prepared, "BEGIN")
+	exec(t, prepared, "SELECT pawl.publish(1::smallint, 'order', 'p', 't', '1')")
+	exec(t, prepared, "PREPARE TRANSACTION '"+name+"'")
+	prepared.Release()
+	var got []string
+	for i := range 20 { // the position moves far beyond both
+		publish(t, pool, event("k", fmt.Sprint("k", i)))
+		for range 3 {
+			if text := take(t, pool, "late"); text != "" {
+				got = append(got, text)
+			}
+		}
+	}
+	if n := len(strings.Fields(strings.Join(got, " "))); n != 20 {
+		t.Errorf("got %d events of 20: %v", n, got)
+	}
+	exec(t, pool, "COMMIT PREPARED '"+name+"'")
+	if err := nested.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"late", "late2"} {
+		text := take(t, pool, name)
+		want := 51
+		if name == "late2" {
+			want = 71
+		}
+		if n := len(strings.Fields(text)); n != want || !strings.Contains(text, "n0 n2 n4") {
+			t.Errorf("%s: got %d events: %s", name, n, text)
+		}
+		if text := take(t, pool, name); text != "" {
+			t.Errorf("%s: again %s", name, text)
+		}
+	}
+}
+
+// As many events as may be are parked at once: settling them ends within its time.
+func TestAttackParkMany(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	const many = 10_000
+	exec(t, pool, "SELECT pawl.outbox_create(1::smallint)")
+	for range many / 1000 {
+		exec(t, pool, "SELECT pawl.publish_many(1::smallint, array_agg('t'::text), array_agg(gen_random_uuid()::text), array_agg('t'::text), array_agg('x'::bytea), array_fill(NULL::text, '{1000}'), array_fill(NULL::json, '{1000}'), array_fill(NULL::uuid, '{1000}')) FROM generate_series(1, 1000)")
+	}
+	r := newReceiver()
+	r.failing(func(context.Context, outbox.Event) error { return outbox.Permanent(errors.New("never")) })
+	s := fast("many", r)
+	s.Page, s.ParkedMax = many, 2*many
+	began := time.Now()
+	start(t, pool, s)
+	for {
+		if scan[bool](t, pool, "SELECT max(events) >= $1 FROM pawl.subscription_batch", many) {
+			break
+		}
+		if time.Since(began) > 40*time.Second {
+			t.Fatalf("not settled after %s", time.Since(began))
+		}
+		exec(t, pool, "SELECT pg_sleep(0.1)")
+	}
+	t.Logf("settled after %s", time.Since(began))
+}
