@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -590,4 +592,118 @@ func TestAttackParkMany(t *testing.T) {
 		exec(t, pool, "SELECT pg_sleep(0.1)")
 	}
 	t.Logf("settled after %s", time.Since(began))
+}
+
+// A page reads about as many rows as it gives, however many were published by one late transaction, and whatever was planned and counted before.
+func TestAttackPageReads(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	read := func(seen, late string, floor, done int) (rows, reads int) {
+		exec(t, conn, "BEGIN")
+		defer exec(t, conn, "COMMIT")
+		sql := `SELECT count(*) FROM pawl.outbox_page(1::smallint, NULL, 1, 0, 0::smallint, $1::text::xid8, ('{' || $2::text || '}')::xid8[], $3::bigint, '99999999', '{}', 100000, $4::bigint, 100)`
+		const count = "SELECT coalesce(sum(idx_tup_fetch + seq_tup_read), 0)::int FROM pg_stat_xact_user_tables WHERE relname LIKE 'outbox_event%'"
+		before := scan[int](t, conn, count)
+		rows = scan[int](t, conn, sql, seen, late, floor, done)
+		return rows, scan[int](t, conn, count) - before
+	}
+	for range 6 { // the plan is one for an empty table
+		read("0", "", 0, 0)
+	}
+	exec(t, pool, `INSERT INTO pawl.outbox_event (id, xid, created_at, event_id, key_hash, ns, epoch, topic, key, type, payload)
+		SELECT nextval('pawl.outbox_event_id'), '100000', now(), gen_random_uuid(), hashtext(i::text), 1, 0, 't', i::text, 't', 'x' FROM generate_series(1, 100000) i`)
+	for _, counted := range []bool{false, true} {
+		if counted {
+			exec(t, pool, "VACUUM ANALYZE pawl.outbox_event")
+		}
+		for _, c := range []struct {
+			what, seen, late string
+			floor, done      int
+			rows             int
+		}{
+			{"new, at the front", "100000", "", 0, 0, 100},
+			{"new, at the end", "100000", "", 0, 99_900, 100},
+			{"late, at the front", "100001", "100000", 100_000, 0, 100},
+			{"late, at the end", "100001", "100000", 100_000, 99_900, 100},
+			{"late, all above the floor", "100001", "100000", 0, 0, 100},
+			{"ten late ones without events", "100020", "100001,100002,100003,100004,100005,100006,100007,100008,100009,100010", 100_000, 0, 0},
+		} {
+			if rows, reads := read(c.seen, c.late, c.floor, c.done); rows != c.rows || reads > 1000 {
+				t.Errorf("%s, counted %t: %d rows of %d read", c.what, counted, rows, reads)
+			}
+		}
+	}
+}
+
+// Large payloads do not fill the memory: a page has a bound of bytes, too.
+func TestAttackMemory(t *testing.T) {
+	pool := dbtest.New(t)
+	const events, bound = 200, 100 << 20
+	for range events {
+		exec(t, pool, `SELECT pawl.publish(1::smallint, 't', gen_random_uuid()::text, 't', ('"' || repeat('x', 1000000) || '"')::json)`)
+	}
+	var most atomic.Uint64
+	n := make(chan struct{}, events)
+	s := fast("memory", outbox.SinkFunc(func(_ context.Context, got []outbox.Event) (int, error) {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		most.Store(max(most.Load(), m.HeapAlloc))
+		for range got {
+			n <- struct{}{}
+		}
+		return len(got), nil
+	}))
+	start(t, pool, s)
+	for range events {
+		<-n
+	}
+	if most.Load() > bound {
+		t.Errorf("%d MB were in use at %d events of 1 MB", most.Load()>>20, events)
+	}
+}
+
+// asked counts queries.
+type asked struct{ n atomic.Int64 }
+
+func (a *asked) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	a.n.Add(1)
+	return ctx
+}
+
+func (a *asked) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// A relay with nothing to do asks for events every PollMax and for little else: when it has started, and when it keeps one that was given up.
+func TestAttackIdle(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	conf := pool.Config()
+	var a asked
+	conf.ConnConfig.Tracer = &a
+	own, err := pgxpool.NewWithConfig(context.Background(), conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	r := newReceiver()
+	r.failing(func(context.Context, outbox.Event) error { return outbox.Permanent(errors.New("never")) })
+	stop := start(t, own, fast("idle", r))
+	defer stop()
+	idle := func(what string) {
+		exec(t, pool, "SELECT pg_sleep(1)")
+		a.n.Store(0)
+		exec(t, pool, "SELECT pg_sleep(2)")
+		if n := a.n.Load(); n > 40 { // 20 times for events
+			t.Errorf("%s: %d queries in 2 s", what, n)
+		}
+	}
+	idle("started")
+	publish(t, pool, event("k", "1"))
+	until(t, pool, "SELECT count(*) = 1 FROM pawl.parked_event WHERE dead_at IS NOT NULL")
+	idle("with one given up")
 }
