@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"strings"
@@ -706,4 +707,148 @@ func TestAttackIdle(t *testing.T) {
 	publish(t, pool, event("k", "1"))
 	until(t, pool, "SELECT count(*) = 1 FROM pawl.parked_event WHERE dead_at IS NOT NULL")
 	idle("with one given up")
+}
+
+// Over crashes of Postgres under load, with prepared transactions among the writers: nothing is lost, each key keeps its order, and a consumer in the database has each effect once.
+func TestAttackCrashes(t *testing.T) {
+	t.Parallel()
+	server := dbtest.Private(t, devpg.Config{Settings: map[string]string{"wal_writer_delay": "10s"}})
+	open := func() *pgxpool.Pool {
+		pool, err := pgxpool.New(context.Background(), server.URL(dbtest.PrivateDatabase))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pool.Close)
+		return pool
+	}
+	pool := open()
+	exec(t, pool, "CREATE TABLE counter (key text PRIMARY KEY, n int NOT NULL); CREATE TABLE counted (key text, n int); INSERT INTO counter SELECT 'k' || i, 0 FROM generate_series(0, 4) i")
+	exec(t, pool, "CREATE TABLE effect (event text, key text, payload text, at bigint GENERATED ALWAYS AS IDENTITY)")
+	r := newReceiver()
+	s := fast("crashes", r)
+	s.Page, s.Batch = 20, 5
+	if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: "own"}); err != nil {
+		t.Fatal(err)
+	}
+	start(t, pool, s)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	defer cancel()
+	var group sync.WaitGroup
+	for w := range 6 {
+		own := open()
+		group.Go(func() {
+			dice := rand.New(rand.NewPCG(uint64(w), 7))
+			for i := 0; ctx.Err() == nil; i++ {
+				if dice.IntN(5) > 0 {
+					_ = write(ctx, own, dice)
+					continue
+				}
+				conn, err := own.Acquire(ctx)
+				if err != nil {
+					continue
+				}
+				key := fmt.Sprintf("k%d", dice.IntN(5))
+				for _, sql := range []string{
+					"BEGIN", fmt.Sprintf("WITH c AS (UPDATE counter SET n = n + 1 WHERE key = '%s' RETURNING n) INSERT INTO counted SELECT '%s', n FROM c", key, key),
+					fmt.Sprintf("SELECT pawl.publish_event(1::smallint, 'order', '%s', 't', (SELECT convert_to(n::text, 'UTF8') FROM counter WHERE key = '%s'), NULL, NULL, NULL)", key, key),
+					fmt.Sprintf("PREPARE TRANSACTION 'p%d.%d'", w, i), fmt.Sprintf("SELECT pg_sleep(%f)", dice.Float64()*0.02), fmt.Sprintf("COMMIT PREPARED 'p%d.%d'", w, i),
+				} {
+					if _, err = conn.Exec(ctx, sql); err != nil {
+						break
+					}
+				}
+				conn.Release()
+			}
+		})
+	}
+	consumer := open()
+	consume := func(ctx context.Context, pool *pgxpool.Pool) (int, error) {
+		return outbox.ConsumeTx(ctx, pool, 1, "own", 0, 13, func(ctx context.Context, tx pgx.Tx, got []outbox.Event) error {
+			for _, e := range got {
+				if _, err := tx.Exec(ctx, "INSERT INTO effect (event, key, payload) VALUES ($1, $2, $3)", e.ID, e.Key, string(e.Payload)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	group.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = consume(ctx, consumer)
+		}
+	})
+	for range 4 {
+		n := len(r.events())
+		r.waitN(t, n+150)
+		if err := server.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := devpg.Start(context.Background(), server.Config()); err != nil {
+			t.Fatal(err)
+		}
+		after := open()
+		rows, err := after.Query(t.Context(), "SELECT gid FROM pg_prepared_xacts")
+		if err != nil {
+			t.Fatal(err)
+		}
+		gids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, gid := range gids { // they hold their keys
+			exec(t, after, "COMMIT PREPARED '"+gid+"'")
+		}
+	}
+	cancel()
+	group.Wait()
+	after := open()
+	rows, err := after.Query(t.Context(), "SELECT gid FROM pg_prepared_xacts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, gid := range gids {
+		exec(t, after, "COMMIT PREPARED '"+gid+"'")
+	}
+	n := scan[int](t, after, "SELECT count(*) FROM counted")
+	got := r.wait(t, func(got []outbox.Event) bool {
+		ids := map[string]bool{}
+		for _, e := range got {
+			ids[e.ID] = true
+		}
+		return len(ids) >= n
+	})
+	if inversions, missing := history(t, after, got); inversions != 0 || missing != 0 {
+		t.Errorf("relayed: %d inversions, %d missing of %d", inversions, missing, n)
+	}
+	for left := 3; left > 0; {
+		did, err := consume(t.Context(), after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if did == 0 {
+			left--
+		}
+	}
+	effects, err := after.Query(t.Context(), "SELECT event, key, payload FROM effect ORDER BY at")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := pgx.CollectRows(effects, func(row pgx.CollectableRow) (outbox.Event, error) {
+		var e outbox.Event
+		var payload string
+		err := row.Scan(&e.ID, &e.Key, &payload)
+		e.Payload = []byte(payload)
+		return e, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if inversions, missing := history(t, after, own); inversions != 0 || missing != 0 || len(own) != n {
+		t.Errorf("consumed: %d inversions, %d missing, %d effects of %d", inversions, missing, len(own), n)
+	}
+	t.Logf("%d events", n)
 }
