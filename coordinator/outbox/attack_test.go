@@ -852,3 +852,127 @@ func TestAttackCrashes(t *testing.T) {
 	}
 	t.Logf("%d events", n)
 }
+
+// A receiver that refuses at random, also after it has taken an event, or panics, or hangs; relays that come and go: each key arrives whole, first arrivals in its order.
+func TestAttackParkedStorm(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	var mu sync.Mutex
+	dice := rand.New(rand.NewPCG(3, 3))
+	roll := func(n int) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return dice.IntN(n)
+	}
+	s := fast("storm", outbox.SinkFunc(func(ctx context.Context, events []outbox.Event) (int, error) {
+		switch cut := roll(len(events) + 1); roll(8) {
+		case 0: // some are taken
+			n, _ := r.Send(ctx, events[:cut])
+			if n == len(events) {
+				return n, nil
+			}
+			return n, errors.New("some")
+		case 1: // all are taken, the reply is lost
+			_, _ = r.Send(ctx, events)
+			return 0, errors.New("lost")
+		case 2:
+			_, _ = r.Send(ctx, events[:cut])
+			panic("oh")
+		case 3:
+			<-ctx.Done()
+			return 0, ctx.Err()
+		case 4:
+			return 0, outbox.Unavailable(errors.New("down"), time.Millisecond)
+		default:
+			return r.Send(ctx, events)
+		}
+	}))
+	s.Timeout, s.Attempts, s.Page, s.Batch, s.Parallel = 20*time.Millisecond, 10_000, 20, 4, 4
+	s.Backoff, s.BackoffMax, s.Breaker = 2*time.Millisecond, 50*time.Millisecond, 2*time.Millisecond
+	if _, err := outbox.Create(t.Context(), pool, s); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan struct{})
+	go func() { defer close(written); storm(t, pool, 5, 80) }()
+	arrived := func() int {
+		ids := map[string]bool{}
+		for _, e := range r.events() {
+			ids[e.ID] = true
+		}
+		return len(ids)
+	}
+	stop := start(t, pool, s)
+	for over := false; !over; {
+		exec(t, pool, "SELECT pg_sleep(0.7)")
+		select {
+		case <-written:
+			over = arrived() >= scan[int](t, pool, "SELECT count(*) FROM counted")
+		default:
+		}
+		next := start(t, pool, s) // while the old one still runs
+		stop()
+		stop = next
+	}
+	until(t, pool, "SELECT count(*) = 0 FROM pawl.parked_event")
+	if inversions, missing := history(t, pool, r.events()); inversions != 0 || missing != 0 {
+		t.Errorf("%d inversions, %d missing", inversions, missing)
+	}
+}
+
+// A sink that is slow but takes one event after another, as far as it gets in its time, parks none.
+func TestAttackSlowSink(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	r.failing(func(ctx context.Context, _ outbox.Event) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+			return nil
+		}
+	})
+	s := fast("slow", r)
+	s.Timeout, s.Parallel = 110*time.Millisecond, 1
+	start(t, pool, s)
+	var events []outbox.Event
+	for i := range 30 {
+		events = append(events, event(fmt.Sprint("k", i), ""))
+	}
+	publish(t, pool, events...)
+	r.waitN(t, 30)
+	for _, e := range r.events() {
+		if e.Attempt > 1 {
+			t.Errorf("%s was tried %d times", e.Key, e.Attempt)
+		}
+	}
+}
+
+// A subscription that begins with what commits from now on reads nothing of what was published before.
+func TestAttackCreateReads(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	exec(t, pool, "SELECT pawl.outbox_create(1::smallint)")
+	exec(t, pool, `INSERT INTO pawl.outbox_event (id, xid, created_at, event_id, key_hash, ns, epoch, topic, key, type, payload)
+		SELECT nextval('pawl.outbox_event_id'), pg_current_xact_id(), now(), gen_random_uuid(), hashtext(i::text), 1, 0, 't', i::text, 't', 'x' FROM generate_series(1, 50000) i`)
+	own, err := pgxpool.New(t.Context(), pool.Config().ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	const count = "SELECT coalesce(sum(idx_tup_fetch + seq_tup_read), 0)::int FROM pg_stat_user_tables WHERE relname LIKE 'outbox_event%'"
+	if _, err := outbox.Create(t.Context(), own, outbox.Subscription{Name: "new"}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if got := take(t, own, "new"); got != "" {
+			t.Errorf("got %q", got)
+		}
+	}
+	own.Close() // its statistics come when it ends
+	until(t, pool, "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'")
+	if n := scan[int](t, pool, count); n > 1000 {
+		t.Errorf("%d rows read", n)
+	}
+}
