@@ -976,3 +976,84 @@ func TestAttackCreateReads(t *testing.T) {
 		t.Errorf("%d rows read", n)
 	}
 }
+
+// One event whose receiver always says that it is down, while it takes all others, does not stop those.
+func TestAttackOneUnavailable(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	calls := make(chan struct{}, 10_000)
+	r.failing(func(_ context.Context, e outbox.Event) error {
+		if e.Key == "bad" {
+			calls <- struct{}{}
+			return outbox.Unavailable(errors.New("503"))
+		}
+		return nil
+	})
+	s := fast("one", r)
+	s.Breaker, s.BackoffMax, s.Backoff = time.Millisecond, 10*time.Millisecond, time.Millisecond
+	start(t, pool, s)
+	publish(t, pool, event("bad", "1"), event("good", "1"))
+	r.waitN(t, 1)
+	publish(t, pool, event("good", "2"))
+	for range 200 {
+		select {
+		case <-r.news:
+			if has(r.events(), "good", "2") {
+				return
+			}
+		case <-calls:
+		}
+	}
+	if !has(r.events(), "good", "2") {
+		t.Error("after 200 tries of the bad event, good events wait")
+	}
+}
+
+// A consumer that is called often, while only events of others come, does not append a position each time.
+func TestAttackConsumePositions(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: "few", Topics: []string{"stock"}}); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for range 50 {
+		publish(t, pool, event("k", ""))
+		if got := take(t, pool, "few"); got != "" {
+			t.Errorf("got %q", got)
+		}
+	}
+	if n, most := scan[int](t, pool, "SELECT count(*) FROM pawl.subscription_batch"), int(time.Since(began)/time.Second)+3; n > most {
+		t.Errorf("%d positions, at most %d are said to be appended", n, most)
+	}
+}
+
+// The sweep of positions reads about as many as it removes.
+func TestAttackSweepReads(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	for _, name := range []string{"a", "b", "c"} {
+		if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(t, pool, `INSERT INTO pawl.subscription_batch (ns, subscription_id, shard, at, epoch, seen_xid, late, floor, mark, events)
+		SELECT 1, s.id, 0, now() - CASE WHEN s.name = 'c' THEN interval '2 h' ELSE '0 s' END, 0, '3', '{}', 0, 0, 0 FROM pawl.subscription s, generate_series(1, 20000) i`)
+	exec(t, pool, "VACUUM ANALYZE pawl.subscription_batch")
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	const count = "SELECT coalesce(sum(idx_tup_fetch + seq_tup_read), 0)::int FROM pg_stat_xact_user_tables WHERE relname = 'subscription_batch'"
+	exec(t, conn, "BEGIN")
+	before := scan[int](t, conn, count)
+	if n := scan[int](t, conn, "SELECT pawl.sweep_outbox(1::smallint, '1 h', 1000)"); n != 1000 {
+		t.Errorf("%d removed", n)
+	}
+	if n := scan[int](t, conn, count) - before; n > 10_000 {
+		t.Errorf("%d positions read to remove 1000", n)
+	}
+	exec(t, conn, "COMMIT")
+}
