@@ -583,10 +583,7 @@ func TestAttackParkMany(t *testing.T) {
 	s.Page, s.ParkedMax = many, 2*many
 	began := time.Now()
 	start(t, pool, s)
-	for {
-		if scan[bool](t, pool, "SELECT max(events) >= $1 FROM pawl.subscription_batch", many) {
-			break
-		}
+	for !scan[bool](t, pool, "SELECT max(events) >= $1 FROM pawl.subscription_batch", many) {
 		if time.Since(began) > 40*time.Second {
 			t.Fatalf("not settled after %s", time.Since(began))
 		}
