@@ -26,6 +26,12 @@ type Config struct {
 	PollOnly bool
 	// Subscriptions are relayed by Run: of all coordinators that have a subscription, one relays each shard of it at a time. Namespace is the coordinator's.
 	Subscriptions []outbox.Subscription
+	// OutboxKeep is how long events are kept at least after all subscriptions have passed them, up to one range of ids longer; of several namespaces the longest counts. Run
+	// stores it in the database, where every coordinator and "pawl sweep" find it. Default: as stored, at first 7 days.
+	OutboxKeep time.Duration
+	// OutboxHold is for how long a subscription that has not passed them may keep events, not less than OutboxKeep. Then it is paused, and misses them; see outbox.ErrGap.
+	// Stored likewise. Default: as stored, at first 30 days.
+	OutboxHold time.Duration
 	// Logger receives what the sweeps did. Default: none.
 	Logger *slog.Logger
 }
@@ -38,7 +44,7 @@ const (
 	SweepLocks       = "locks"       // removes what newer states of locks have replaced, and grants what is due
 	SweepOutbox      = "outbox"      // removes positions of subscriptions that newer ones have replaced
 	SweepIdempotency = "idempotency" // removes answers and messages whose time is over
-	SweepPartitions  = "partitions"  // makes the hot tables' next ranges
+	SweepPartitions  = "partitions"  // makes the hot tables' next ranges, and drops those of the outbox that are not kept any more
 )
 
 // SweepNames returns the names of all sweeps, in the order of their urgency.
@@ -97,6 +103,9 @@ func (c Config) validate() error {
 	}
 	if c.TTL != 0 && (c.TTL < time.Second || c.TTL > time.Hour) {
 		faults = append(faults, fmt.Errorf("coordinator: TTL of %s is outside 1 s to 1 h", c.TTL))
+	}
+	if c.OutboxKeep < 0 || c.OutboxHold < 0 || c.OutboxHold > 0 && c.OutboxHold < c.OutboxKeep {
+		faults = append(faults, fmt.Errorf("coordinator: OutboxKeep %s and OutboxHold %s: neither below 0, and the second no less than the first", c.OutboxKeep, c.OutboxHold))
 	}
 	names := map[string]bool{}
 	for _, s := range c.Subscriptions {

@@ -64,6 +64,9 @@ func (c *Coordinator) Run(ctx context.Context) error {
 		}
 		return fmt.Errorf("coordinator: %w", err)
 	}
+	if err := c.keepOutbox(ctx); err != nil {
+		return err
+	}
 	clock := cron.New(cron.WithParser(parser), cron.WithChain(cron.SkipIfStillRunning(cron.DiscardLogger)))
 	for name, spec := range c.conf.Specs {
 		if _, err := clock.AddFunc(spec, func() { c.sweepLogged(ctx, name) }); err != nil {
@@ -105,8 +108,9 @@ func (c *Coordinator) sweepLogged(ctx context.Context, name string) {
 // Report is what one run of a sweep did.
 type Report struct {
 	Name    string        `json:"name"`
-	Did     int64         `json:"did"`     // what was put right: sessions ended and jobs rescued, jobs moved, keys removed, ranges made
-	Skipped bool          `json:"skipped"` // another node was at it
+	Did     int64         `json:"did"`               // what was put right: sessions ended and jobs rescued, jobs moved, keys removed, ranges made and dropped
+	Dropped []Range       `json:"dropped,omitempty"` // ranges dropped
+	Skipped bool          `json:"skipped"`           // another node was at it
 	Took    time.Duration `json:"took_ns"`
 }
 

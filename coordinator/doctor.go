@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pawl-dev/pawl/coordinator/outbox"
 	"github.com/pawl-dev/pawl/coordinator/session"
 	"github.com/pawl-dev/pawl/db"
 )
@@ -41,7 +42,10 @@ const (
 	sweepLate                       = 30 * time.Second                  // on top
 	clockWarn                       = 2 * time.Second
 	roomWarn, roomBad               = 2 * time.Hour, 30 * time.Minute // until inserts fail, at the recent rate
-	roomUsedBad                     = 0.5                             // of the last range
+	subscriptionsMax                = 1000
+	roomUsedBad                     = 0.5                  // of the last range
+	heldWarn, leavingWarn           = time.Hour, time.Hour // a range of events could have left, or is being dropped
+	forgetBad                       = 3 * 24 * time.Hour   // until events are dropped before a subscription has them
 	slotWarnBytes, slotBadBytes     = 1 << 30, 16 << 30
 	notifyWarn, notifyBad           = 0.1, 0.5
 	deadWarnRows                    = 100_000 // and more of them than live ones
@@ -66,6 +70,7 @@ func (c *Coordinator) Doctor(ctx context.Context) ([]Finding, error) {
 		{"sweep", c.checkSweeps},
 		{"sessions", c.checkSessions},
 		{"partitions", c.checkPartitions},
+		{"events", c.checkEvents},
 		{"transactions", c.checkTransactions},
 		{"idle transactions", c.checkIdle},
 		{"prepared transactions", c.checkPrepared},
@@ -241,6 +246,55 @@ func (c *Coordinator) checkPartitions(ctx context.Context) ([]Finding, error) {
 		all = append(all, f)
 	}
 	return all, nil
+}
+
+// checkEvents gives one finding for each subscription that has missed events, and one of what is kept.
+func (c *Coordinator) checkEvents(ctx context.Context) ([]Finding, error) {
+	subscriptions, err := outbox.List(ctx, c.pool, c.conf.Namespace, subscriptionsMax)
+	if err != nil {
+		return nil, err
+	}
+	kept, err := outbox.Retention(ctx, c.pool, c.conf.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	server, _, err := session.Clock(ctx, c.pool)
+	if err != nil {
+		return nil, err
+	}
+	var all []Finding
+	for _, s := range subscriptions {
+		if s.Missed > 0 {
+			f := Finding{Check: "events of " + s.Name, Value: float64(s.Missed), Unit: "events"}
+			f.bad(`see what they meant to its receiver, then "pawl subscription resume --accept-gap"`,
+				"%d of them, number %d to %d, were dropped before the subscription had them; it is paused", s.Missed, s.MissedFrom, s.MissedTo)
+			all = append(all, f)
+		}
+	}
+	f := Finding{Value: float64(kept.Ranges), Unit: "ranges"}
+	f.ok("kept from number %d on, in %d ranges", kept.OldestSeq, kept.Ranges)
+	var since time.Duration
+	if kept.Since != nil {
+		since = server.Sub(*kept.Since)
+	}
+	switch kept.By {
+	case outbox.HeldByTransaction:
+		f.grade(since, heldWarn, forgetBad, "see that it ends: COMMIT or ROLLBACK PREPARED, or pg_terminate_backend",
+			fmt.Sprintf("the oldest range cannot leave: %s, open for %s, may still publish in it", kept.Who, short(since)))
+	case outbox.HeldBySubscription:
+		left := kept.Hold - kept.Keep - since
+		text := fmt.Sprintf("the oldest range could have left %s ago, but for %s; in %s it leaves nevertheless", short(since), kept.Who, short(left))
+		const remedy = `have it relayed, or remove it if nobody needs it: "pawl subscription remove"`
+		f.grade(since, heldWarn, max(kept.Hold-kept.Keep-forgetBad, heldWarn), remedy, text)
+	case outbox.HeldByMove:
+		f.bad(`stop what still uses the old database, then run "pawl doctor --rebase" once`, "no range can leave: %s stands where another cluster's transaction ids count", kept.Who)
+	case outbox.HeldByNothing, outbox.HeldByIDs, outbox.HeldByAge:
+	}
+	if kept.LeavingAt != nil && f.Level == LevelOK {
+		f.grade(server.Sub(*kept.LeavingAt), leavingWarn, forgetBad, "end the transactions that have read it, prepared ones too",
+			fmt.Sprintf("one range is being dropped since %s: an open transaction uses it", short(server.Sub(*kept.LeavingAt))))
+	}
+	return append(all, f), nil
 }
 
 func (f *Finding) ok(format string, args ...any) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pawl-dev/pawl/coordinator"
 	"github.com/pawl-dev/pawl/coordinator/job"
+	"github.com/pawl-dev/pawl/coordinator/outbox"
 	"github.com/pawl-dev/pawl/coordinator/session"
 	"github.com/pawl-dev/pawl/db/dbtest"
 )
@@ -69,6 +70,7 @@ func TestDoctor(t *testing.T) {
 	expect(t, found, "connection", coordinator.LevelOK, "direct")
 	expect(t, found, "sessions", coordinator.LevelOK, "0 alive")
 	expect(t, found, "partitions", coordinator.LevelOK)
+	expect(t, found, "events", coordinator.LevelOK, "from number 1 on")
 	expect(t, found, "notifications", coordinator.LevelOK)
 	expect(t, found, "dead rows", coordinator.LevelOK)
 	expect(t, found, "transaction ids", coordinator.LevelOK)
@@ -165,6 +167,35 @@ func TestDoctor_Partitions(t *testing.T) {
 	expect(t, examine(t, c), "partitions of job", coordinator.LevelBad, "past it inserts fail")
 	exec(t, pool, "UPDATE pawl.partition SET range_to = 1000 WHERE parent = 'job'")
 	expect(t, examine(t, c), "partitions of job", coordinator.LevelBad, "no room left")
+}
+
+func TestDoctor_Events(t *testing.T) {
+	t.Parallel()
+	pool, c := newPatient(t)
+	if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: "mail"}); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, "SELECT setval('pawl.outbox_event_id', 1000001)")
+	until(t, "the range to be complete", func() bool {
+		sweep(t, c, coordinator.SweepPartitions)
+		return get[bool](t, pool, "SELECT over_at IS NOT NULL FROM pawl.partition WHERE parent = 'outbox_event' AND range_from = 0")
+	})
+	expect(t, examine(t, c), "events", coordinator.LevelOK)
+	older := func(by string) {
+		exec(t, pool, "UPDATE pawl.partition SET over_at = over_at - $1::text::interval WHERE over_at IS NOT NULL", by)
+	}
+	older("7 days 2 hours")
+	expect(t, examine(t, c), "events", coordinator.LevelWarn, "2 h ago", "but for mail", "in 23 days it leaves nevertheless", "pawl subscription remove")
+	older("21 days")
+	expect(t, examine(t, c), "events", coordinator.LevelBad, "in 46 h it leaves nevertheless")
+	exec(t, pool, "UPDATE pawl.outbox SET cluster = 1")
+	expect(t, examine(t, c), "events", coordinator.LevelBad, "pawl doctor --rebase")
+	exec(t, pool, "UPDATE pawl.outbox SET cluster = pawl.cluster()")
+	exec(t, pool, "UPDATE pawl.subscription SET missed = 7, missed_from = 1, missed_to = 9, paused_at = now()")
+	expect(t, examine(t, c), "events of mail", coordinator.LevelBad, "7 of them, number 1 to 9", "--accept-gap")
+	expect(t, examine(t, c), "events", coordinator.LevelOK)
+	exec(t, pool, "UPDATE pawl.partition SET leaving_at = now() - interval '2 h' WHERE over_at IS NOT NULL")
+	expect(t, examine(t, c), "events", coordinator.LevelWarn, "being dropped since 2 h")
 }
 
 func TestDoctor_Transactions(t *testing.T) {

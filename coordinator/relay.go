@@ -139,6 +139,24 @@ func (a *shards) balance(ctx context.Context) {
 	}
 }
 
+// keepOutbox stores how long events are kept, if the configuration says.
+func (c *Coordinator) keepOutbox(ctx context.Context) error {
+	if c.conf.OutboxKeep == 0 && c.conf.OutboxHold == 0 {
+		return nil
+	}
+	p := db.KeepOutboxParams{Ns: c.conf.Namespace}
+	if c.conf.OutboxKeep != 0 {
+		p.Keep = &c.conf.OutboxKeep
+	}
+	if c.conf.OutboxHold != 0 {
+		p.Hold = &c.conf.OutboxHold
+	}
+	if err := c.q.KeepOutbox(ctx, p); err != nil {
+		return fmt.Errorf("coordinator: keep events: %w", wrap(err))
+	}
+	return nil
+}
+
 // sweepOutbox removes positions that newer ones have replaced.
 func (c *Coordinator) sweepOutbox(ctx context.Context, r *Report) error {
 	for range passesMax {

@@ -50,9 +50,7 @@ func (c *Coordinator) Sweep(ctx context.Context, name string) (Report, error) {
 	case SweepIdempotency:
 		err = c.sweepIdempotency(ctx, &r)
 	case SweepPartitions:
-		var made int32
-		made, err = c.q.SweepPartitions(ctx)
-		r.Did = int64(made)
+		err = c.sweepPartitions(ctx, &r)
 	default:
 		return r, fmt.Errorf("%w: %q", ErrUnknownSweep, name)
 	}

@@ -10,6 +10,99 @@ import (
 	"time"
 )
 
+const dropPartition = `-- name: DropPartition :one
+SELECT pawl.partition_drop($1::text, $2::bigint)::boolean AS dropped
+`
+
+type DropPartitionParams struct {
+	Parent    string
+	RangeFrom int64
+}
+
+func (q *Queries) DropPartition(ctx context.Context, arg DropPartitionParams) (bool, error) {
+	row := q.db.QueryRow(ctx, dropPartition, arg.Parent, arg.RangeFrom)
+	var dropped bool
+	err := row.Scan(&dropped)
+	return dropped, err
+}
+
+const keepOutbox = `-- name: KeepOutbox :exec
+SELECT pawl.outbox_keep($1::smallint, $2::interval, $3::interval)
+`
+
+type KeepOutboxParams struct {
+	Ns   int16
+	Keep *time.Duration
+	Hold *time.Duration
+}
+
+func (q *Queries) KeepOutbox(ctx context.Context, arg KeepOutboxParams) error {
+	_, err := q.db.Exec(ctx, keepOutbox, arg.Ns, arg.Keep, arg.Hold)
+	return err
+}
+
+const leaveOutbox = `-- name: LeaveOutbox :one
+SELECT (range_to IS NOT NULL)::boolean AS leaves, coalesce(range_from, 0)::bigint AS range_from, coalesce(range_to, 0)::bigint AS range_to, coalesce(missed, '{}')::text[] AS missed
+FROM pawl.outbox_leave()
+`
+
+type LeaveOutboxRow struct {
+	Leaves    bool
+	RangeFrom int64
+	RangeTo   int64
+	Missed    []string
+}
+
+// Marks the oldest range of events if it may leave. leaves false: it may not. missed: events that subscriptions had not got.
+func (q *Queries) LeaveOutbox(ctx context.Context) (LeaveOutboxRow, error) {
+	row := q.db.QueryRow(ctx, leaveOutbox)
+	var i LeaveOutboxRow
+	err := row.Scan(
+		&i.Leaves,
+		&i.RangeFrom,
+		&i.RangeTo,
+		&i.Missed,
+	)
+	return i, err
+}
+
+const listLeaving = `-- name: ListLeaving :many
+SELECT parent::text AS parent, range_from::bigint AS range_from, range_to::bigint AS range_to, statement::text AS statement FROM pawl.partition_leaving()
+`
+
+type ListLeavingRow struct {
+	Parent    string
+	RangeFrom int64
+	RangeTo   int64
+	Statement string
+}
+
+// statement: what detaches the range; ”: it is detached.
+func (q *Queries) ListLeaving(ctx context.Context) ([]ListLeavingRow, error) {
+	rows, err := q.db.Query(ctx, listLeaving)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListLeavingRow
+	for rows.Next() {
+		var i ListLeavingRow
+		if err := rows.Scan(
+			&i.Parent,
+			&i.RangeFrom,
+			&i.RangeTo,
+			&i.Statement,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listQueueNames = `-- name: ListQueueNames :many
 SELECT q.name FROM pawl.queue q WHERE q.ns = $1::smallint AND q.id = ANY ($2::int[]) ORDER BY q.name LIMIT 10000
 `
@@ -79,6 +172,18 @@ func (q *Queries) ListSweeps(ctx context.Context, ns int16) ([]ListSweepsRow, er
 		return nil, err
 	}
 	return items, nil
+}
+
+const lockLeaving = `-- name: LockLeaving :one
+SELECT pg_try_advisory_xact_lock(pawl.sweep_key(0::smallint, 'partitions'))::boolean AS held
+`
+
+// Whether this transaction is the one to detach and drop ranges.
+func (q *Queries) LockLeaving(ctx context.Context) (bool, error) {
+	row := q.db.QueryRow(ctx, lockLeaving)
+	var held bool
+	err := row.Scan(&held)
+	return held, err
 }
 
 const rebaseLines = `-- name: RebaseLines :one

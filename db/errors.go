@@ -13,6 +13,7 @@ const (
 	CodeMoved           = "PW003" // the database was moved to another cluster
 	CodeSessionEnded    = "PW004" // the session has ended
 	CodeMisuse          = "PW005" // a transaction of its own, or READ COMMITTED, is needed
+	CodeGap             = "PW006" // events were dropped before a subscription had them
 )
 
 // Code returns the SQLSTATE of err, or "" if Postgres did not raise it.

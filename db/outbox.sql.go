@@ -77,7 +77,8 @@ func (q *Queries) CreateSubscription(ctx context.Context, arg CreateSubscription
 }
 
 const firstEventSince = `-- name: FirstEventSince :one
-SELECT coalesce(min(e.id), 0)::bigint AS id FROM pawl.outbox_event e WHERE e.ns = $1::smallint AND e.created_at >= $2::timestamptz
+SELECT coalesce(min(e.id), 0)::bigint AS id FROM pawl.outbox_event e
+WHERE e.ns = $1::smallint AND e.id >= (SELECT pawl.outbox_oldest()) AND e.created_at >= $2::timestamptz
 `
 
 type FirstEventSinceParams struct {
@@ -316,7 +317,8 @@ func (q *Queries) ListParkedKeys(ctx context.Context, arg ListParkedKeysParams) 
 
 const listSubscriptions = `-- name: ListSubscriptions :many
 SELECT s.name::text AS name, coalesce(s.topics, '{}')::text[] AS topics, s.shards::smallint AS shards, s.sink::text AS sink, s.created_at::timestamptz AS created_at,
-  s.paused_at, coalesce(s.paused_why, '')::text AS paused_why, b.events::bigint AS events, b.moved_at::timestamptz AS moved_at,
+  s.paused_at, coalesce(s.paused_why, '')::text AS paused_why, s.missed::bigint AS missed, coalesce(s.missed_from, 0)::bigint AS missed_from,
+  coalesce(s.missed_to, 0)::bigint AS missed_to, b.events::bigint AS events, b.moved_at::timestamptz AS moved_at,
   greatest(pawl.outbox_last() - b.place, 0)::bigint AS lag,
   coalesce(extract(epoch FROM clock_timestamp() - (SELECT e.created_at FROM pawl.outbox_event e WHERE e.ns = s.ns AND e.id > b.place ORDER BY e.id LIMIT 1)), 0)::float8 AS lag_s,
   (SELECT count(*) FROM pawl.parked_event p WHERE p.ns = s.ns AND p.subscription_id = s.id AND p.dead_at IS NULL)::bigint AS parked,
@@ -336,19 +338,22 @@ type ListSubscriptionsParams struct {
 }
 
 type ListSubscriptionsRow struct {
-	Name      string
-	Topics    []string
-	Shards    int16
-	Sink      string
-	CreatedAt time.Time
-	PausedAt  *time.Time
-	PausedWhy string
-	Events    int64
-	MovedAt   time.Time
-	Lag       int64
-	LagS      float64
-	Parked    int64
-	Dead      int64
+	Name       string
+	Topics     []string
+	Shards     int16
+	Sink       string
+	CreatedAt  time.Time
+	PausedAt   *time.Time
+	PausedWhy  string
+	Missed     int64
+	MissedFrom int64
+	MissedTo   int64
+	Events     int64
+	MovedAt    time.Time
+	Lag        int64
+	LagS       float64
+	Parked     int64
+	Dead       int64
 }
 
 // lag: events published beyond where the shard that is farthest behind stands, of all topics; lag_s: how long ago the first of them was published, 0 for none.
@@ -369,6 +374,9 @@ func (q *Queries) ListSubscriptions(ctx context.Context, arg ListSubscriptionsPa
 			&i.CreatedAt,
 			&i.PausedAt,
 			&i.PausedWhy,
+			&i.Missed,
+			&i.MissedFrom,
+			&i.MissedTo,
 			&i.Events,
 			&i.MovedAt,
 			&i.Lag,
@@ -475,18 +483,24 @@ func (q *Queries) OrderKeys(ctx context.Context, arg OrderKeysParams) error {
 }
 
 const pauseSubscription = `-- name: PauseSubscription :one
-SELECT pawl.subscription_pause($1::smallint, $2::text, nullif($3::text, ''))::boolean AS found
+SELECT pawl.subscription_pause($1::smallint, $2::text, nullif($3::text, ''), $4::boolean)::boolean AS found
 `
 
 type PauseSubscriptionParams struct {
-	Ns   int16
-	Name string
-	Why  string
+	Ns        int16
+	Name      string
+	Why       string
+	AcceptGap bool
 }
 
-// why ”: resume.
+// why ”: resume; accept_gap: also if events were dropped before it had them.
 func (q *Queries) PauseSubscription(ctx context.Context, arg PauseSubscriptionParams) (bool, error) {
-	row := q.db.QueryRow(ctx, pauseSubscription, arg.Ns, arg.Name, arg.Why)
+	row := q.db.QueryRow(ctx, pauseSubscription,
+		arg.Ns,
+		arg.Name,
+		arg.Why,
+		arg.AcceptGap,
+	)
 	var found bool
 	err := row.Scan(&found)
 	return found, err
@@ -552,6 +566,40 @@ func (q *Queries) PublishEvents(ctx context.Context, arg PublishEventsParams) er
 		arg.EventIds,
 	)
 	return err
+}
+
+const readKept = `-- name: ReadKept :one
+SELECT oldest_id::bigint AS oldest_id, oldest_at, ranges::bigint AS ranges, keep::interval AS keep, hold::interval AS hold, why::text AS why, coalesce(who, '')::text AS who, since, leaving_at
+FROM pawl.outbox_kept($1::smallint)
+`
+
+type ReadKeptRow struct {
+	OldestID  int64
+	OldestAt  *time.Time
+	Ranges    int64
+	Keep      time.Duration
+	Hold      time.Duration
+	Why       string
+	Who       string
+	Since     *time.Time
+	LeavingAt *time.Time
+}
+
+func (q *Queries) ReadKept(ctx context.Context, ns int16) (ReadKeptRow, error) {
+	row := q.db.QueryRow(ctx, readKept, ns)
+	var i ReadKeptRow
+	err := row.Scan(
+		&i.OldestID,
+		&i.OldestAt,
+		&i.Ranges,
+		&i.Keep,
+		&i.Hold,
+		&i.Why,
+		&i.Who,
+		&i.Since,
+		&i.LeavingAt,
+	)
+	return i, err
 }
 
 const readPage = `-- name: ReadPage :many
@@ -778,6 +826,22 @@ func (q *Queries) ReadSubscription(ctx context.Context, arg ReadSubscriptionPara
 	var i ReadSubscriptionRow
 	err := row.Scan(&i.ID, &i.Shards, &i.Paused)
 	return i, err
+}
+
+const removeSubscription = `-- name: RemoveSubscription :one
+SELECT pawl.subscription_remove($1::smallint, $2::text)::boolean AS found
+`
+
+type RemoveSubscriptionParams struct {
+	Ns   int16
+	Name string
+}
+
+func (q *Queries) RemoveSubscription(ctx context.Context, arg RemoveSubscriptionParams) (bool, error) {
+	row := q.db.QueryRow(ctx, removeSubscription, arg.Ns, arg.Name)
+	var found bool
+	err := row.Scan(&found)
+	return found, err
 }
 
 const replaySubscription = `-- name: ReplaySubscription :one

@@ -1,12 +1,16 @@
 -- +goose Up
 
--- What the events of a namespace have in common. epoch and cluster: in whose transaction ids they count.
+-- What the events of a namespace have in common. epoch and cluster: in whose transaction ids they count. keep: how long events stay at least; hold: how long a subscription
+-- that has not passed them may keep them; both from when their range was full and nothing came to it any more.
 CREATE TABLE pawl.outbox (
   ns                smallint PRIMARY KEY REFERENCES pawl.namespace,
   epoch             smallint NOT NULL DEFAULT 0,
   cluster           bigint   NOT NULL,
   payload_bytes_max int      NOT NULL DEFAULT 1048576,
-  CONSTRAINT outbox_payload_bytes_max CHECK (payload_bytes_max BETWEEN 1 AND 67108864)
+  keep              interval NOT NULL DEFAULT '7 days',
+  hold              interval NOT NULL DEFAULT '30 days',
+  CONSTRAINT outbox_payload_bytes_max CHECK (payload_bytes_max BETWEEN 1 AND 67108864),
+  CONSTRAINT outbox_keep CHECK (keep >= '0' AND hold >= keep)
 );
 
 -- An event is inserted once and never touched again; it leaves with its whole range. Ids are drawn one at a time (CACHE 1): writers of one key that hold a lock on it
@@ -30,8 +34,8 @@ CREATE TABLE pawl.outbox_event (
 ) PARTITION BY RANGE (id);
 CREATE INDEX outbox_event_xid ON pawl.outbox_event (ns, xid, id);
 
--- topics NULL: all. sink: what its relays say they send to. paused_why: by an operator, by a policy, or
--- since the receiver is gone.
+-- topics NULL: all. sink: what its relays say they send to. paused_why: by an operator, by a policy, since the receiver is gone, or since events left before it had them:
+-- missed of them, the first and the last of which are named, until an operator accepts that.
 CREATE TABLE pawl.subscription (
   ns             smallint    NOT NULL REFERENCES pawl.namespace,
   id             int         GENERATED ALWAYS AS IDENTITY,
@@ -42,14 +46,18 @@ CREATE TABLE pawl.subscription (
   created_at     timestamptz NOT NULL,
   paused_at      timestamptz,
   paused_why     text,
+  missed         bigint      NOT NULL DEFAULT 0,
+  missed_from    bigint,
+  missed_to      bigint,
   PRIMARY KEY (ns, id),
   UNIQUE (ns, name),
   CONSTRAINT subscription_name_length CHECK (length(name) BETWEEN 1 AND 128),
-  CONSTRAINT subscription_shards CHECK (shards BETWEEN 1 AND 64)
+  CONSTRAINT subscription_shards CHECK (shards BETWEEN 1 AND 64),
+  CONSTRAINT subscription_missed CHECK (CASE WHEN missed = 0 THEN num_nonnulls(missed_from, missed_to) = 0 ELSE missed > 0 AND num_nulls(missed_from, missed_to, paused_at) = 0 END)
 );
 
 -- Where a shard of a subscription stands: its newest row. Seen are the events of earlier epochs and, of this one, those whose transaction is below seen_xid and not in late;
--- every id that a transaction from seen_xid on draws is above floor. A snapshot does not list those that run from its xmax on, which is only one beyond the newest that is
+-- every id that a transaction from seen_xid on draws is above floor, or is not asked for. A snapshot does not list those that run from its xmax on, which is only one beyond the newest that is
 -- over: so no number read beside a snapshot is such a floor. mark is: read before this row's transaction took its id, which is below the xmax of every snapshot that sees
 -- the row, it is below all that transactions from there on draw. While a batch is open (to_*), it holds what is visible in (to_xid, to_late) and was not seen, in the
 -- order of ids, none above ceiling; those up to done are settled. Who appends names the row that he goes on from, which must be the newest: that is the fence.
@@ -332,6 +340,7 @@ BEGIN
     RETURN;
   END IF;
   created := true;
+  PERFORM pg_advisory_xact_lock_shared(pawl.retention_key());  -- what it is owed stays until its position is committed
   -- Whoever takes a transaction id after this one's draws ids above the mark, and is new; those that run count as late, and this one, which no snapshot of its own lists. If it
   -- has its id already, that says nothing of who took one since.
   v_mark := CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN pawl.outbox_last() ELSE 0 END;
@@ -343,7 +352,7 @@ BEGIN
     RETURNING subscription.id INTO subscription_create.id;
   INSERT INTO pawl.subscription_batch (ns, subscription_id, shard, at, epoch, seen_xid, late, floor, mark, events)
     SELECT p_ns, subscription_create.id, i, clock_timestamp(), CASE WHEN p_beginning THEN 0 ELSE o.epoch END, CASE WHEN p_beginning THEN '0' ELSE v_next::text::xid8 END,
-      CASE WHEN p_beginning THEN '{}' ELSE v_late END, CASE WHEN p_beginning THEN 0 ELSE v_mark END, CASE WHEN p_beginning THEN 0 ELSE v_mark END, 0
+      CASE WHEN p_beginning THEN '{}' ELSE v_late END, CASE WHEN p_beginning THEN pawl.outbox_oldest() - 1 ELSE v_mark END, CASE WHEN p_beginning THEN 0 ELSE v_mark END, 0
     FROM pawl.outbox o CROSS JOIN generate_series(0, p_shards - 1) i WHERE o.ns = p_ns;
 END $$;
 -- +goose StatementEnd
@@ -524,36 +533,55 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Pauses a subscription, or resumes it (p_why NULL). False: there is none of that name.
+-- Pauses a subscription, or resumes it (p_why NULL). False: there is none of that name. Raises PW006 when events left before it had them, unless p_accept says that it may go on without.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.subscription_pause(p_ns smallint, p_name text, p_why text) RETURNS boolean
+CREATE FUNCTION pawl.subscription_pause(p_ns smallint, p_name text, p_why text, p_accept boolean DEFAULT false) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  s pawl.subscription;
 BEGIN
-  UPDATE pawl.subscription s SET paused_at = CASE WHEN p_why IS NOT NULL THEN coalesce(s.paused_at, now()) END, paused_why = coalesce(CASE WHEN s.paused_at IS NOT NULL AND p_why IS NOT NULL THEN s.paused_why END, p_why)
-    WHERE s.ns = p_ns AND s.name = p_name;
-  RETURN FOUND;
+  SELECT * INTO s FROM pawl.subscription x WHERE x.ns = p_ns AND x.name = p_name FOR UPDATE;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  IF p_why IS NOT NULL THEN
+    UPDATE pawl.subscription x SET paused_at = coalesce(x.paused_at, now()), paused_why = CASE WHEN x.paused_at IS NULL THEN p_why ELSE coalesce(x.paused_why, p_why) END
+      WHERE x.ns = p_ns AND x.id = s.id;
+    RETURN true;
+  END IF;
+  IF s.missed > 0 AND NOT p_accept THEN
+    RAISE EXCEPTION 'pawl: % events, number % to %, were dropped before subscription % had them', s.missed, s.missed_from, s.missed_to, p_name
+      USING ERRCODE = 'PW006', HINT = 'See what they meant to its receiver, then let it go on without them: "pawl subscription resume --accept-gap".';
+  END IF;
+  UPDATE pawl.subscription x SET paused_at = NULL, paused_why = NULL, missed = 0, missed_from = NULL, missed_to = NULL WHERE x.ns = p_ns AND x.id = s.id;
+  RETURN true;
 END $$;
 -- +goose StatementEnd
 
--- Delivers everything from an event on again: p_id and all after it that is kept, and some before it if it is among the newest. Gives the number of shards; NULL: there is no such subscription.
+-- Delivers everything from an event on again: p_id and all after it, as far as they are kept, and some before it if it is among the newest. Gives the number of shards; NULL: there is no such subscription.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.subscription_rewind(p_ns smallint, p_name text, p_id bigint) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
 DECLARE
-  s pawl.subscription;
-  b pawl.subscription_batch;
+  s        pawl.subscription;
+  b        pawl.subscription_batch;
+  v_oldest bigint;
+  v_id     bigint;
 BEGIN
   SELECT * INTO s FROM pawl.subscription x WHERE x.ns = p_ns AND x.name = p_name;
   IF NOT FOUND THEN
     RETURN NULL;
   END IF;
+  PERFORM pg_advisory_xact_lock_shared(pawl.retention_key());  -- what it is owed stays until its position is committed
+  v_oldest := pawl.outbox_oldest();
+  v_id := greatest(p_id, v_oldest);
   FOR i IN 0 .. s.shards - 1 LOOP
     PERFORM pg_advisory_xact_lock(pawl.subscription_key(s.id, i::smallint));
     SELECT * INTO b FROM pawl.subscription_position(p_ns, s.id, i::smallint);
-    -- What was running when it was last looked at may still commit below p_id.
+    -- What was running when it was last looked at may still commit below v_id.
     INSERT INTO pawl.subscription_batch (ns, subscription_id, shard, at, epoch, seen_xid, late, floor, mark, events)
-      VALUES (p_ns, s.id, i, clock_timestamp(), least((SELECT e.epoch FROM pawl.outbox_event e WHERE e.ns = p_ns AND e.id >= p_id ORDER BY e.id LIMIT 1), b.epoch), '0',
-        b.late || coalesce(b.to_late, '{}'), least(p_id - 1, b.floor), b.mark, b.events);
+      VALUES (p_ns, s.id, i, clock_timestamp(), least((SELECT e.epoch FROM pawl.outbox_event e WHERE e.ns = p_ns AND e.id >= v_id ORDER BY e.id LIMIT 1), b.epoch), '0',
+        b.late || coalesce(b.to_late, '{}'), greatest(least(v_id, b.floor + 1), v_oldest) - 1, b.mark, b.events);
   END LOOP;
   RETURN s.shards;
 END $$;
@@ -585,6 +613,27 @@ BEGIN
     SELECT e.shard, array_agg(DISTINCT e.key) AS keys FROM pawl.parked_event e
     WHERE e.ns = p_ns AND e.subscription_id = s.id AND e.key IS NOT NULL AND NOT e.skipped AND (p_key IS NULL OR e.key = p_key) GROUP BY e.shard) k;
   RETURN v_n;
+END $$;
+-- +goose StatementEnd
+
+-- Removes a subscription with its place and what it has parked; it holds no events any more. False: there is none of that name.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.subscription_remove(p_ns smallint, p_name text) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+DECLARE
+  s pawl.subscription;
+BEGIN
+  SELECT * INTO s FROM pawl.subscription x WHERE x.ns = p_ns AND x.name = p_name;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  FOR i IN 0 .. s.shards - 1 LOOP
+    PERFORM pg_advisory_xact_lock(pawl.subscription_key(s.id, i::smallint));
+  END LOOP;
+  DELETE FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = s.id;
+  DELETE FROM pawl.subscription_batch b WHERE b.ns = p_ns AND b.subscription_id = s.id;
+  DELETE FROM pawl.subscription x WHERE x.ns = p_ns AND x.id = s.id;
+  RETURN FOUND;
 END $$;
 -- +goose StatementEnd
 
@@ -625,14 +674,18 @@ BEGIN
     WHERE o.ns = p_ns AND (o.cluster <> pawl.cluster() OR EXISTS (
       SELECT FROM pawl.subscription s CROSS JOIN LATERAL generate_series(0, s.shards - 1) i CROSS JOIN LATERAL pawl.subscription_position(s.ns, s.id, i::smallint) b
       WHERE s.ns = o.ns AND b.epoch = o.epoch AND b.seen_xid > pg_snapshot_xmax(pg_current_snapshot())));
-  RETURN FOUND;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  UPDATE pawl.partition p SET full_xid = NULL, over_at = NULL WHERE p.parent = 'outbox_event' AND p.full_xid IS NOT NULL AND p.leaving_at IS NULL;
+  RETURN true;
 END $$;
 -- +goose StatementEnd
 
 SELECT pawl.partition_ahead();
 
 -- +goose Down
-DROP FUNCTION pawl.outbox_rebase, pawl.sweep_outbox, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_page, pawl.parked_lead,
+DROP FUNCTION pawl.outbox_rebase, pawl.sweep_outbox, pawl.subscription_remove, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_page, pawl.parked_lead,
   pawl.outbox_settle, pawl.outbox_page, pawl.outbox_open, pawl.subscription_position, pawl.subscription_create, pawl.ordered, pawl.publish, pawl.publish_event, pawl.raise_outbox_moved,
   pawl.publish_many, pawl.raise_event, pawl.outbox_create, pawl.uuid7, pawl.outbox_last, pawl.snapshot_late, pawl.event_key, pawl.subscription_key, pawl.incarnate;
 DROP TABLE pawl.parked_event, pawl.subscription_batch, pawl.subscription, pawl.outbox_event, pawl.outbox, pawl.incarnation;

@@ -17,6 +17,25 @@ FROM pawl.sweep_dedupe(@ns::smallint, @after_kind::text, @after_key::text, @limi
 -- name: SweepPartitions :one
 SELECT pawl.partition_ahead()::int AS made;
 
+-- name: LeaveOutbox :one
+-- Marks the oldest range of events if it may leave. leaves false: it may not. missed: events that subscriptions had not got.
+SELECT (range_to IS NOT NULL)::boolean AS leaves, coalesce(range_from, 0)::bigint AS range_from, coalesce(range_to, 0)::bigint AS range_to, coalesce(missed, '{}')::text[] AS missed
+FROM pawl.outbox_leave();
+
+-- name: ListLeaving :many
+-- statement: what detaches the range; '': it is detached.
+SELECT parent::text AS parent, range_from::bigint AS range_from, range_to::bigint AS range_to, statement::text AS statement FROM pawl.partition_leaving();
+
+-- name: LockLeaving :one
+-- Whether this transaction is the one to detach and drop ranges.
+SELECT pg_try_advisory_xact_lock(pawl.sweep_key(0::smallint, 'partitions'))::boolean AS held;
+
+-- name: DropPartition :one
+SELECT pawl.partition_drop(@parent::text, @range_from::bigint)::boolean AS dropped;
+
+-- name: KeepOutbox :exec
+SELECT pawl.outbox_keep(@ns::smallint, sqlc.narg(keep)::interval, sqlc.narg(hold)::interval);
+
 -- name: ReportSweep :exec
 SELECT pawl.sweep_report(@ns::smallint, @name::text, clock_timestamp() - @took::interval, @did::bigint, sqlc.narg(error)::text);
 

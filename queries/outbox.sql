@@ -81,11 +81,14 @@ SELECT pawl.parked_settle(@ns::smallint, @subscription_id::int, @shard::smallint
   nullif(@retry_ms::bigint, -1), @dead::boolean, @skip::boolean, @error::text, @incarnation::bigint)::bigint AS left_over;
 
 -- name: PauseSubscription :one
--- why '': resume.
-SELECT pawl.subscription_pause(@ns::smallint, @name::text, nullif(@why::text, ''))::boolean AS found;
+-- why '': resume; accept_gap: also if events were dropped before it had them.
+SELECT pawl.subscription_pause(@ns::smallint, @name::text, nullif(@why::text, ''), @accept_gap::boolean)::boolean AS found;
 
 -- name: RewindSubscription :one
 SELECT coalesce(pawl.subscription_rewind(@ns::smallint, @name::text, @id::bigint), 0)::int AS shards;
+
+-- name: RemoveSubscription :one
+SELECT pawl.subscription_remove(@ns::smallint, @name::text)::boolean AS found;
 
 -- name: ReplaySubscription :one
 SELECT pawl.subscription_replay(@ns::smallint, @name::text, sqlc.narg(key)::text, @drop_dead::boolean)::bigint AS events;
@@ -106,7 +109,8 @@ SELECT s.id::int AS id, s.shards::smallint AS shards, (s.paused_at IS NOT NULL):
 -- name: ListSubscriptions :many
 -- lag: events published beyond where the shard that is farthest behind stands, of all topics; lag_s: how long ago the first of them was published, 0 for none.
 SELECT s.name::text AS name, coalesce(s.topics, '{}')::text[] AS topics, s.shards::smallint AS shards, s.sink::text AS sink, s.created_at::timestamptz AS created_at,
-  s.paused_at, coalesce(s.paused_why, '')::text AS paused_why, b.events::bigint AS events, b.moved_at::timestamptz AS moved_at,
+  s.paused_at, coalesce(s.paused_why, '')::text AS paused_why, s.missed::bigint AS missed, coalesce(s.missed_from, 0)::bigint AS missed_from,
+  coalesce(s.missed_to, 0)::bigint AS missed_to, b.events::bigint AS events, b.moved_at::timestamptz AS moved_at,
   greatest(pawl.outbox_last() - b.place, 0)::bigint AS lag,
   coalesce(extract(epoch FROM clock_timestamp() - (SELECT e.created_at FROM pawl.outbox_event e WHERE e.ns = s.ns AND e.id > b.place ORDER BY e.id LIMIT 1)), 0)::float8 AS lag_s,
   (SELECT count(*) FROM pawl.parked_event p WHERE p.ns = s.ns AND p.subscription_id = s.id AND p.dead_at IS NULL)::bigint AS parked,
@@ -140,4 +144,9 @@ LIMIT @limit_rows::int;
 
 -- name: FirstEventSince :one
 -- The oldest event kept that was published at that time or later; 0: none.
-SELECT coalesce(min(e.id), 0)::bigint AS id FROM pawl.outbox_event e WHERE e.ns = @ns::smallint AND e.created_at >= @since::timestamptz;
+SELECT coalesce(min(e.id), 0)::bigint AS id FROM pawl.outbox_event e
+WHERE e.ns = @ns::smallint AND e.id >= (SELECT pawl.outbox_oldest()) AND e.created_at >= @since::timestamptz;
+
+-- name: ReadKept :one
+SELECT oldest_id::bigint AS oldest_id, oldest_at, ranges::bigint AS ranges, keep::interval AS keep, hold::interval AS hold, why::text AS why, coalesce(who, '')::text AS who, since, leaving_at
+FROM pawl.outbox_kept(@ns::smallint);

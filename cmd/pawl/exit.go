@@ -139,7 +139,7 @@ func lastTry(err *pgconn.ConnectError) string {
 }
 
 // tags are where an error comes from, which tells a user nothing.
-var tags = []string{"job: ", "lock: ", "session: ", "coordinator: ", "worker: ", "migrate: ", "pawl: "}
+var tags = []string{"job: ", "lock: ", "outbox: ", "session: ", "coordinator: ", "worker: ", "migrate: ", "pawl: "}
 
 func withoutTags(text string) string {
 	for _, tag := range tags {

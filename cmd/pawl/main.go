@@ -94,6 +94,7 @@ type subscriptionCmd struct {
 	Pause  subscriptionPauseCmd  `cmd:"" help:"Stop the delivery of a subscription."`
 	Resume subscriptionResumeCmd `cmd:"" help:"End the pause of a subscription."`
 	Rewind subscriptionRewindCmd `cmd:"" help:"Deliver events again from a time on."`
+	Remove subscriptionRemoveCmd `cmd:"" help:"Remove a subscription that nobody needs any more."`
 	Replay subscriptionReplayCmd `cmd:"" help:"Try parked events now, those given up too, or remove those."`
 }
 

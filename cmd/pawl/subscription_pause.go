@@ -24,13 +24,33 @@ func (c *subscriptionPauseCmd) Run(a *app) error {
 
 // subscriptionResumeCmd is "pawl subscription resume".
 type subscriptionResumeCmd struct {
-	Name string `arg:"" help:"Subscription."`
+	Name      string `arg:"" help:"Subscription."`
+	AcceptGap bool   `help:"Also if events were dropped before it had them: it goes on with the oldest that is kept."`
 }
 
 // Run resumes a subscription.
 func (c *subscriptionResumeCmd) Run(a *app) error {
 	return a.subscription(c.Name, func(pool *pgxpool.Pool) (string, error) {
+		if c.AcceptGap {
+			return "is resumed, with the oldest event kept that it has not had", outbox.AcceptGap(a.ctx, pool, a.namespace, c.Name)
+		}
 		return "is resumed", outbox.Resume(a.ctx, pool, a.namespace, c.Name)
+	})
+}
+
+// subscriptionRemoveCmd is "pawl subscription remove".
+type subscriptionRemoveCmd struct {
+	Name string `arg:"" help:"Subscription."`
+	Yes  bool   `short:"y" help:"Do not ask."`
+}
+
+// Run removes a subscription.
+func (c *subscriptionRemoveCmd) Run(a *app) error {
+	if err := a.confirm(c.Yes, "Its place is gone for good, and what it has parked."); err != nil {
+		return err
+	}
+	return a.subscription(c.Name, func(pool *pgxpool.Pool) (string, error) {
+		return "is removed; it holds no events any more", outbox.Remove(a.ctx, pool, a.namespace, c.Name)
 	})
 }
 

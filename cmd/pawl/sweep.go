@@ -18,7 +18,7 @@ type sweepCmd struct {
 func (*sweepCmd) Help() string {
 	return `Runs one sweep on this machine, once, unless another machine is at it. Coordinators ("pawl serve") run them by themselves; this is for the day when none does.
 
-sessions: ends expired sessions and puts the jobs of ended ones back in line. due: moves scheduled jobs whose time has come to the line. dedupe: removes dedupe keys that are over. partitions: makes the tables' next ranges.`
+sessions: ends expired sessions and puts the jobs of ended ones back in line. due: moves scheduled jobs whose time has come to the line. dedupe: removes dedupe keys that are over. partitions: makes the tables' next ranges, and drops those of events that are not kept any more.`
 }
 
 // Run runs a sweep, or lists them.
@@ -70,6 +70,9 @@ func (c *sweepCmd) Run(a *app) error {
 		return nil
 	}
 	fmt.Fprintf(a.out, "sweep %s: %d %s, in %s\n", c.Name, report.Did, sweepDid[c.Name], span(report.Took))
+	for _, d := range report.Dropped {
+		fmt.Fprintf(a.out, "dropped %s from %d to %d\n", d.Table, d.From, d.To-1)
+	}
 	return nil
 }
 
@@ -81,5 +84,5 @@ var sweepDid = map[string]string{
 	coordinator.SweepLocks:       "old states of locks removed",
 	coordinator.SweepOutbox:      "old positions removed",
 	coordinator.SweepIdempotency: "expired answers and messages removed",
-	coordinator.SweepPartitions:  "ranges made",
+	coordinator.SweepPartitions:  "ranges made or dropped",
 }

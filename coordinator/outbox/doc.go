@@ -21,12 +21,18 @@
 //
 // [ConsumeTx] is for consumers in the same database: their effects and the position are one transaction, so an event has its effect exactly once.
 //
+// # Retention
+//
+// Events leave by whole ranges of ids, some time after all subscriptions have passed them (coordinator.Config: OutboxKeep). A subscription that is behind keeps them for no
+// longer than OutboxHold: then it is paused, and [List] says how many events it has missed, until an operator accepts that. [Retention] tells what is kept, and who holds it.
+//
 //	Situation                                       | Error                | What to do
 //	bad event, subscription or argument             | ErrInvalid           | the text says what; the transaction is aborted
 //	payload beyond the limit                        | ErrPayloadTooLarge   | publish a reference, or raise payload_bytes_max in pawl.outbox
 //	the database was restored or copied             | ErrMoved             | run "pawl doctor --rebase" once; nothing is lost
 //	no such subscription                            | ErrNotFound          | Create it
 //	the subscription is paused                      | ErrPaused            | "pawl subscription resume"
+//	events were dropped before it had them          | ErrGap               | "pawl subscription resume --accept-gap"
 //	another relay or an operator moved the position | ErrLost              | relays read it again by themselves
 //	the schema is missing                           | ErrSchema            | run "pawl migrate up"
 package outbox

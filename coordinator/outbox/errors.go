@@ -21,6 +21,8 @@ var (
 	ErrNotFound = errors.New("outbox: no such subscription")
 	// ErrPaused: the subscription is paused.
 	ErrPaused = errors.New("outbox: subscription is paused")
+	// ErrGap: events were dropped before the subscription had them; it goes on when an operator accepts that.
+	ErrGap = errors.New("outbox: subscription has missed events")
 	// ErrSchema: the database lacks Pawl's schema or has an older one.
 	ErrSchema = session.ErrSchema
 )
@@ -28,7 +30,7 @@ var (
 // wrap gives errors of the database their names.
 func wrap(err error) error {
 	for code, own := range map[string]error{
-		db.CodePayloadTooLarge: ErrPayloadTooLarge, db.CodeMoved: ErrMoved, db.CodeLost: ErrLost, "22023": ErrInvalid, "22P02": ErrInvalid, "22021": ErrInvalid, db.CodeMisuse: ErrInvalid,
+		db.CodePayloadTooLarge: ErrPayloadTooLarge, db.CodeMoved: ErrMoved, db.CodeLost: ErrLost, db.CodeGap: ErrGap, "22023": ErrInvalid, "22P02": ErrInvalid, "22021": ErrInvalid, db.CodeMisuse: ErrInvalid,
 	} {
 		if db.Code(err) == code {
 			return fmt.Errorf("%w: %s", own, db.Message(err))

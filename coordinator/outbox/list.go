@@ -17,12 +17,17 @@ type Status struct {
 	CreatedAt time.Time  `json:"created_at"`
 	PausedAt  *time.Time `json:"paused_at,omitempty"`
 	PausedWhy string     `json:"paused_why,omitempty"`
-	Events    int64      `json:"events"`   // delivered or put aside since it was made
-	MovedAt   time.Time  `json:"moved_at"` // when its position moved last
-	Lag       int64      `json:"lag"`      // events published, of all topics, beyond the shard that is farthest behind
-	LagAge    float64    `json:"lag_s"`    // how long ago the first of them was published, in seconds
-	Parked    int64      `json:"parked"`   // put aside, to be tried again
-	Dead      int64      `json:"dead"`     // given up
+	Missed    int64      `json:"missed"` // events dropped before it had them: it is paused until that is accepted
+	// MissedFrom and MissedTo are the numbers of the first and the last of them.
+	MissedFrom int64 `json:"missed_from,string,omitempty"`
+	MissedTo   int64 `json:"missed_to,string,omitempty"`
+
+	Events  int64     `json:"events"`   // delivered or put aside since it was made
+	MovedAt time.Time `json:"moved_at"` // when its position moved last
+	Lag     int64     `json:"lag"`      // events published, of all topics, beyond the shard that is farthest behind
+	LagAge  float64   `json:"lag_s"`    // how long ago the first of them was published, in seconds
+	Parked  int64     `json:"parked"`   // put aside, to be tried again
+	Dead    int64     `json:"dead"`     // given up
 }
 
 // List tells of up to limit subscriptions, by name.
@@ -35,7 +40,7 @@ func List(ctx context.Context, on DB, ns int16, limit int) ([]Status, error) {
 	for i, r := range rows {
 		out[i] = Status{
 			Name: r.Name, Topics: r.Topics, Shards: int(r.Shards), Sink: r.Sink, CreatedAt: r.CreatedAt, PausedAt: r.PausedAt, PausedWhy: r.PausedWhy, Events: r.Events,
-			MovedAt: r.MovedAt, Lag: r.Lag, LagAge: r.LagS, Parked: r.Parked, Dead: r.Dead,
+			Missed: r.Missed, MissedFrom: r.MissedFrom, MissedTo: r.MissedTo, MovedAt: r.MovedAt, Lag: r.Lag, LagAge: r.LagS, Parked: r.Parked, Dead: r.Dead,
 		}
 	}
 	return out, nil
@@ -93,18 +98,36 @@ func Pause(ctx context.Context, on DB, ns int16, subscription, why string) error
 	if why == "" {
 		why = "by an operator"
 	}
-	return pauseSubscription(ctx, on, ns, subscription, why)
+	return pauseSubscription(ctx, on, ns, subscription, why, false)
 }
 
-// Resume ends the pause of a subscription. The error is ErrNotFound.
+// Resume ends the pause of a subscription. The error is ErrNotFound, or ErrGap if events were dropped before it had them.
 func Resume(ctx context.Context, on DB, ns int16, subscription string) error {
-	return pauseSubscription(ctx, on, ns, subscription, "")
+	return pauseSubscription(ctx, on, ns, subscription, "", false)
 }
 
-func pauseSubscription(ctx context.Context, on DB, ns int16, subscription, why string) error {
-	found, err := db.New(on).PauseSubscription(ctx, db.PauseSubscriptionParams{Ns: ns, Name: subscription, Why: why})
+// AcceptGap is Resume also for a subscription that has missed events: it goes on with the oldest one kept, and they are not counted any more. The error is ErrNotFound.
+func AcceptGap(ctx context.Context, on DB, ns int16, subscription string) error {
+	return pauseSubscription(ctx, on, ns, subscription, "", true)
+}
+
+func pauseSubscription(ctx context.Context, on DB, ns int16, subscription, why string, acceptGap bool) error {
+	found, err := db.New(on).PauseSubscription(ctx, db.PauseSubscriptionParams{Ns: ns, Name: subscription, Why: why, AcceptGap: acceptGap})
 	if err != nil {
 		return fmt.Errorf("subscription %s: %w", subscription, wrap(err))
+	}
+	if !found {
+		return fmt.Errorf("%w: %s", ErrNotFound, subscription)
+	}
+	return nil
+}
+
+// Remove removes a subscription that nobody needs any more, with what it has parked: it holds no events. A relay that is still configured for it makes it anew when it starts. The
+// error is ErrNotFound.
+func Remove(ctx context.Context, on DB, ns int16, subscription string) error {
+	found, err := db.New(on).RemoveSubscription(ctx, db.RemoveSubscriptionParams{Ns: ns, Name: subscription})
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", subscription, wrap(err))
 	}
 	if !found {
 		return fmt.Errorf("%w: %s", ErrNotFound, subscription)
