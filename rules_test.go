@@ -24,28 +24,31 @@ var floors = [][]string{
 	{"migrations", "db", "db/devpg"},
 	{"db/migrate"},
 	{"db/dbtest"},
-	{"coordinator/session"},
+	{"coordinator/session", "coordinator/outbound"},
 	{"coordinator/job", "coordinator/lock", "coordinator/idempotency", "coordinator/outbox"},
-	{"coordinator/outbox/sinktest"},
-	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/nats", "coordinator/outbox/kafka", "coordinator/outbox/watermill"},
+	{"coordinator/outbox/sinktest", "coordinator/outbox/cloudevent"},
+	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/natssink", "coordinator/outbox/kafkasink", "coordinator/outbox/watermillsink"},
 	{"coordinator", "worker"},
-	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc"},
-	{"cmd/pawl", "cmd/checkout"},
+	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc", "cmd/checkout"},
+	{"cmd/pawl"},
 	{"."}, // tests only
 }
 
-// onlyFor names, for some packages, the only ones that import them; a slash at the end stands for all below it.
-// Tests may import them all.
+// onlyFor names, for some packages and all below them, the only ones that import them; a slash at the end stands for
+// all below it. Tests may import them all.
 var onlyFor = map[string][]string{
-	"github.com/robfig/cron/v3":   {"coordinator", "cmd/"},
-	"github.com/pressly/goose/v3": {"db/migrate"},
-	module + "/db/migrate":        {"db/dbtest", "cmd/"},
-	module + "/db/devpg":          {"db/dbtest", "cmd/"},
-	module + "/db/dbtest":         {},
+	"github.com/robfig/cron/v3":    {"coordinator", "cmd/"},
+	"github.com/pressly/goose/v3":  {"db/migrate"},
+	"github.com/cloudevents":       {},
+	"github.com/standard-webhooks": {},
+	module + "/db/migrate":         {"db/dbtest", "cmd/"},
+	module + "/db/devpg":           {"db/dbtest", "cmd/"},
+	module + "/db/dbtest":          {},
 }
 
-// clockReaders may ask the process's clock, to stop earlier than Postgres would. All others ask Postgres.
-var clockReaders = []string{"worker", "coordinator/session", "coordinator/lock", "cmd/", "db/devpg"}
+// clockReaders may ask the process's clock, to stop earlier than Postgres would; outbound and webhook for what they say to and hear from others by HTTP, who know no Postgres.
+// All others ask Postgres.
+var clockReaders = []string{"worker", "coordinator/session", "coordinator/lock", "coordinator/outbound", "coordinator/outbox/webhook", "cmd/", "db/devpg"}
 
 // TestFloors checks the imports of every file, tests included: those may also import their own floor.
 func TestFloors(t *testing.T) {
@@ -80,9 +83,10 @@ func TestFloors(t *testing.T) {
 func TestOnlyFor(t *testing.T) {
 	for _, f := range sources(t) {
 		for _, imp := range f.imports() {
-			users, limited := onlyFor[imp]
-			if limited && !f.test && !f.in(users) {
-				t.Errorf("%s: imports %s, which is only for %q and tests", f.path, imp, users)
+			for limited, users := range onlyFor {
+				if (imp == limited || strings.HasPrefix(imp, limited+"/")) && !f.test && !f.in(users) {
+					t.Errorf("%s: imports %s, which is only for %q and tests", f.path, imp, users)
+				}
 			}
 		}
 	}

@@ -18,6 +18,10 @@ type Config struct {
 	Specs map[string]string
 	// DueMax is how long, at most, the due sweep waits when it knows of nothing due earlier. Default: 1 s.
 	DueMax time.Duration
+	// Name and Version tell operators what this process is, in the list of sessions; only those that relay have one. Default: the program's name.
+	Name, Version string
+	// TTL is how long after the last heartbeat of this process another may relay what it relayed, 1 s to 1 h. Default: 15 s.
+	TTL time.Duration
 	// PollOnly turns hints (LISTEN) off, as behind a transaction pooler. Default: a hint makes the due sweep look at once.
 	PollOnly bool
 	// Subscriptions are relayed by Run: of all coordinators that have a subscription, one relays each shard of it at a time. Namespace is the coordinator's.
@@ -96,6 +100,9 @@ func (c Config) validate() error {
 	}
 	if c.DueMax < 10*time.Millisecond {
 		faults = append(faults, fmt.Errorf("coordinator: DueMax of %s is below 10 ms", c.DueMax))
+	}
+	if c.TTL != 0 && (c.TTL < time.Second || c.TTL > time.Hour) {
+		faults = append(faults, fmt.Errorf("coordinator: TTL of %s is outside 1 s to 1 h", c.TTL))
 	}
 	if c.OutboxKeep < 0 || c.OutboxHold < 0 || c.OutboxHold > 0 && c.OutboxHold < c.OutboxKeep {
 		faults = append(faults, fmt.Errorf("coordinator: OutboxKeep %s and OutboxHold %s: neither below 0, and the second no less than the first", c.OutboxKeep, c.OutboxHold))

@@ -14,6 +14,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,6 +77,13 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	c.conf.Logger.Info("coordinator started", "namespace", c.conf.Namespace)
 	var due sync.WaitGroup
 	due.Go(func() { c.runDue(ctx) })
+	due.Go(func() { // once now: the process may come after an outage
+		for _, name := range slices.Sorted(maps.Keys(c.conf.Specs)) {
+			if ctx.Err() == nil {
+				c.sweepLogged(ctx, name)
+			}
+		}
+	})
 	err := c.relay(ctx) // until ctx ends, unless it cannot start
 	if err == nil {
 		<-ctx.Done()

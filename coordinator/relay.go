@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,9 +15,11 @@ import (
 )
 
 const (
-	relayRest    = time.Second // before this process stands for a shard again that it has lost
-	positionKeep = time.Hour   // how long positions of subscriptions are kept as history
-	positionsMax = 1000        // positions removed in one transaction
+	relayRest    = time.Second     // before this process stands for a shard again that it has lost or given up
+	relayBalance = 5 * time.Second // how often it looks whether it has more than its share
+	waitersMax   = 1000            // waiters of a shard that are looked at for that
+	positionKeep = time.Hour       // how long positions of subscriptions are kept as history
+	positionsMax = 1000            // positions removed in one transaction
 	lockClose    = 5 * time.Second
 )
 
@@ -30,7 +34,9 @@ func (c *Coordinator) relay(ctx context.Context) error {
 	if len(c.conf.Subscriptions) == 0 {
 		return nil
 	}
-	locks, err := lock.Open(ctx, c.pool, lock.Config{Namespace: c.conf.Namespace, PollOnly: c.conf.PollOnly, Logger: c.conf.Logger})
+	locks, err := lock.Open(ctx, c.pool, lock.Config{
+		Namespace: c.conf.Namespace, Name: c.conf.Name, Version: c.conf.Version, TTL: c.conf.TTL, PollOnly: c.conf.PollOnly, Logger: c.conf.Logger,
+	})
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -47,15 +53,16 @@ func (c *Coordinator) relay(ctx context.Context) error {
 	var group sync.WaitGroup
 	for _, s := range c.conf.Subscriptions {
 		s.Namespace = c.conf.Namespace
-		for shard := range max(s.Shards, 1) {
+		all := &shards{c: c, s: s, locks: locks, n: max(s.Shards, 1), held: map[int]context.CancelFunc{}}
+		for shard := range all.n {
 			group.Go(func() {
-				err := locks.Campaign(ctx, RelayLock(s.Name, shard), relayRest, func(ctx context.Context, _ lock.Term) error {
-					return outbox.Relay(ctx, c.pool, s, shard, c.conf.Logger)
-				})
-				if ctx.Err() == nil {
+				if err := all.stand(ctx, shard); ctx.Err() == nil {
 					cancel(fmt.Errorf("relay %s, shard %d: %w", s.Name, shard, err))
 				}
 			})
+		}
+		if all.n > 1 {
+			group.Go(func() { all.balance(ctx) })
 		}
 	}
 	group.Wait()
@@ -63,6 +70,73 @@ func (c *Coordinator) relay(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// shards are those of a subscription, of which this process relays some.
+type shards struct {
+	c     *Coordinator
+	s     outbox.Subscription
+	locks *lock.Locks
+	n     int
+
+	mu   sync.Mutex
+	held map[int]context.CancelFunc // ends the relay of a shard
+}
+
+// stand relays a shard whenever this process has its lock, until ctx ends.
+func (a *shards) stand(ctx context.Context, shard int) error {
+	return a.locks.Campaign(ctx, RelayLock(a.s.Name, shard), relayRest, func(ctx context.Context, _ lock.Term) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		a.mu.Lock()
+		a.held[shard] = cancel
+		a.mu.Unlock()
+		defer func() {
+			a.mu.Lock()
+			delete(a.held, shard)
+			a.mu.Unlock()
+		}()
+		return outbox.Relay(ctx, a.c.pool, a.s, shard, a.c.conf.Logger)
+	})
+}
+
+// balance gives up shards that this process has beyond its share: all processes that relay the subscription wait for each shard that they do not have.
+func (a *shards) balance(ctx context.Context) {
+	ticks := time.NewTicker(relayBalance)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks.C:
+		}
+		a.mu.Lock()
+		held := slices.Collect(maps.Keys(a.held))
+		a.mu.Unlock()
+		if len(held) < 2 {
+			continue
+		}
+		waiters, err := lock.Waiters(ctx, a.c.pool, a.c.conf.Namespace, RelayLock(a.s.Name, held[0]), waitersMax)
+		if err != nil {
+			continue // the next look will do
+		}
+		others := map[int64]bool{}
+		for _, w := range waiters {
+			others[w.Session] = true
+		}
+		share := (a.n + len(others)) / (len(others) + 1)
+		if len(held) <= share {
+			continue
+		}
+		a.c.conf.Logger.Info("shards given up to other processes", "subscription", a.s.Name, "shards", len(held)-share)
+		a.mu.Lock()
+		for _, shard := range held[share:] {
+			if cancel, ok := a.held[shard]; ok {
+				cancel()
+			}
+		}
+		a.mu.Unlock()
+	}
 }
 
 // keepOutbox stores how long events are kept, if the configuration says.

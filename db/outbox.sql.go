@@ -10,6 +10,15 @@ import (
 	"time"
 )
 
+const boundStatements = `-- name: BoundStatements :exec
+SELECT set_config('statement_timeout', ($1::int)::text, true)
+`
+
+func (q *Queries) BoundStatements(ctx context.Context, ms int32) error {
+	_, err := q.db.Exec(ctx, boundStatements, ms)
+	return err
+}
+
 const countParked = `-- name: CountParked :one
 SELECT count(*)::bigint AS parked FROM (
   SELECT FROM pawl.parked_event e WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint LIMIT $4::int) e
@@ -85,10 +94,20 @@ func (q *Queries) FirstEventSince(ctx context.Context, arg FirstEventSinceParams
 	return id, err
 }
 
+const incarnate = `-- name: Incarnate :exec
+SELECT pawl.incarnate()
+`
+
+func (q *Queries) Incarnate(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, incarnate)
+	return err
+}
+
 const listDueParked = `-- name: ListDueParked :many
 SELECT (CASE WHEN e.skipped THEN '' ELSE coalesce(e.key, '') END)::text AS key, e.id::bigint AS id FROM pawl.parked_event e
 WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL AND e.retry_at <= clock_timestamp()
-ORDER BY e.retry_at, e.place
+  AND EXISTS (SELECT FROM pawl.subscription s WHERE s.ns = e.ns AND s.id = e.subscription_id AND s.paused_at IS NULL)
+ORDER BY e.retry_at, e.id
 LIMIT $4::int
 `
 
@@ -104,7 +123,7 @@ type ListDueParkedRow struct {
 	ID  int64
 }
 
-// The first of each key that is due, longest due first; key ”: it goes by itself.
+// The first of each key that is due, longest due first; key ”: it goes by itself. None while the subscription is paused.
 func (q *Queries) ListDueParked(ctx context.Context, arg ListDueParkedParams) ([]ListDueParkedRow, error) {
 	rows, err := q.db.Query(ctx, listDueParked,
 		arg.Ns,
@@ -202,7 +221,7 @@ SELECT e.id::bigint AS id, e.event_id::text AS event_id, e.topic::text AS topic,
   e.attempt::int AS attempt, e.retry_at, e.dead_at, coalesce(e.error, '')::text AS error
 FROM pawl.parked_event e JOIN pawl.subscription s ON s.ns = e.ns AND s.id = e.subscription_id
 WHERE e.ns = $1::smallint AND s.name = $2::text
-ORDER BY e.place
+ORDER BY e.id
 LIMIT $3::int
 `
 
@@ -225,7 +244,7 @@ type ListParkedRow struct {
 	Error    string
 }
 
-// In the order of place, those of all shards. dead_at: when it was given up.
+// In the order of ids, those of all shards. dead_at: when it was given up.
 func (q *Queries) ListParked(ctx context.Context, arg ListParkedParams) ([]ListParkedRow, error) {
 	rows, err := q.db.Query(ctx, listParked, arg.Ns, arg.Name, arg.LimitRows)
 	if err != nil {
@@ -389,9 +408,30 @@ func (q *Queries) LockSubscription(ctx context.Context, arg LockSubscriptionPara
 	return err
 }
 
+const nextParked = `-- name: NextParked :one
+SELECT coalesce((
+  SELECT greatest(extract(epoch FROM e.retry_at - clock_timestamp()) * 1000, 0) FROM pawl.parked_event e
+  WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL AND e.retry_at IS NOT NULL
+  ORDER BY e.retry_at LIMIT 1), -1)::bigint AS in_ms
+`
+
+type NextParkedParams struct {
+	Ns             int16
+	SubscriptionID int32
+	Shard          int16
+}
+
+// How long until the next parked event is due, 0 if one is, also while the subscription is paused; -1: none is.
+func (q *Queries) NextParked(ctx context.Context, arg NextParkedParams) (int64, error) {
+	row := q.db.QueryRow(ctx, nextParked, arg.Ns, arg.SubscriptionID, arg.Shard)
+	var in_ms int64
+	err := row.Scan(&in_ms)
+	return in_ms, err
+}
+
 const openBatch = `-- name: OpenBatch :one
 SELECT to_epoch::smallint AS to_epoch, to_xid::xid8 AS to_xid, to_late::text[] AS to_late, to_mark::bigint AS to_mark, ceiling::bigint AS ceiling,
-  coalesce(topics, '{}')::text[] AS topics, paused::boolean AS paused
+  coalesce(topics, '{}')::text[] AS topics, paused::boolean AS paused, incarnation::bigint AS incarnation
 FROM pawl.outbox_open($1::smallint, $2::int, $3::smallint)
 `
 
@@ -402,13 +442,14 @@ type OpenBatchParams struct {
 }
 
 type OpenBatchRow struct {
-	ToEpoch int16
-	ToXID   uint64
-	ToLate  []string
-	ToMark  int64
-	Ceiling int64
-	Topics  []string
-	Paused  bool
+	ToEpoch     int16
+	ToXID       uint64
+	ToLate      []string
+	ToMark      int64
+	Ceiling     int64
+	Topics      []string
+	Paused      bool
+	Incarnation int64
 }
 
 func (q *Queries) OpenBatch(ctx context.Context, arg OpenBatchParams) (OpenBatchRow, error) {
@@ -422,6 +463,7 @@ func (q *Queries) OpenBatch(ctx context.Context, arg OpenBatchParams) (OpenBatch
 		&i.Ceiling,
 		&i.Topics,
 		&i.Paused,
+		&i.Incarnation,
 	)
 	return i, err
 }
@@ -642,11 +684,7 @@ func (q *Queries) ReadPage(ctx context.Context, arg ReadPageParams) ([]ReadPageR
 const readParked = `-- name: ReadParked :many
 SELECT e.id::bigint AS id, e.created_at::timestamptz AS created_at, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type,
   coalesce(e.content_type, '')::text AS content_type, coalesce(e.headers, 'null')::json AS headers, e.payload::bytea AS payload, e.attempt::int AS attempt
-FROM pawl.parked_event e
-WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL
-  AND (CASE WHEN $4::text = '' THEN e.id = $5::bigint ELSE e.key = $4::text AND NOT e.skipped END)
-ORDER BY e.place
-LIMIT $6::int
+FROM pawl.parked_page($1::smallint, $2::int, $3::smallint, nullif($4::text, ''), $5::bigint, $6::int, $7::bigint) e
 `
 
 type ReadParkedParams struct {
@@ -656,6 +694,7 @@ type ReadParkedParams struct {
 	Key            string
 	ID             int64
 	LimitEvents    int32
+	LimitBytes     int64
 }
 
 type ReadParkedRow struct {
@@ -671,7 +710,7 @@ type ReadParkedRow struct {
 	Attempt     int32
 }
 
-// Parked events of a key in their order, from the first that is not given up on; of the event itself if key is ”.
+// key ”: the event by itself.
 func (q *Queries) ReadParked(ctx context.Context, arg ReadParkedParams) ([]ReadParkedRow, error) {
 	rows, err := q.db.Query(ctx, readParked,
 		arg.Ns,
@@ -680,6 +719,7 @@ func (q *Queries) ReadParked(ctx context.Context, arg ReadParkedParams) ([]ReadP
 		arg.Key,
 		arg.ID,
 		arg.LimitEvents,
+		arg.LimitBytes,
 	)
 	if err != nil {
 		return nil, err
@@ -713,7 +753,8 @@ func (q *Queries) ReadParked(ctx context.Context, arg ReadParkedParams) ([]ReadP
 const readPosition = `-- name: ReadPosition :one
 SELECT b.id::bigint AS id, b.epoch::smallint AS epoch, b.seen_xid::xid8 AS seen_xid, b.late::text[] AS late, b.floor::bigint AS floor, b.mark::bigint AS mark, coalesce(b.to_epoch, 0)::smallint AS to_epoch,
   coalesce(b.to_xid, '0')::xid8 AS to_xid, coalesce(b.to_late, '{}')::text[] AS to_late, coalesce(b.to_floor, 0)::bigint AS to_floor, coalesce(b.to_mark, 0)::bigint AS to_mark, coalesce(b.ceiling, 0)::bigint AS ceiling,
-  coalesce(b.done, -1)::bigint AS done
+  coalesce(b.done, -1)::bigint AS done, coalesce((SELECT i.nonce FROM pawl.incarnation i), 0)::bigint AS incarnation,
+  (extract(epoch FROM clock_timestamp() - b.at) * 1000)::bigint AS age_ms
 FROM pawl.subscription_position($1::smallint, $2::int, $3::smallint) b
 `
 
@@ -724,22 +765,24 @@ type ReadPositionParams struct {
 }
 
 type ReadPositionRow struct {
-	ID      int64
-	Epoch   int16
-	SeenXID uint64
-	Late    []string
-	Floor   int64
-	Mark    int64
-	ToEpoch int16
-	ToXID   uint64
-	ToLate  []string
-	ToFloor int64
-	ToMark  int64
-	Ceiling int64
-	Done    int64
+	ID          int64
+	Epoch       int16
+	SeenXID     uint64
+	Late        []string
+	Floor       int64
+	Mark        int64
+	ToEpoch     int16
+	ToXID       uint64
+	ToLate      []string
+	ToFloor     int64
+	ToMark      int64
+	Ceiling     int64
+	Done        int64
+	Incarnation int64
+	AgeMs       int64
 }
 
-// done -1: no batch is open, and to_* mean nothing.
+// done -1: no batch is open, and to_* mean nothing. incarnation 0: none has begun, see Incarnate.
 func (q *Queries) ReadPosition(ctx context.Context, arg ReadPositionParams) (ReadPositionRow, error) {
 	row := q.db.QueryRow(ctx, readPosition, arg.Ns, arg.SubscriptionID, arg.Shard)
 	var i ReadPositionRow
@@ -757,6 +800,8 @@ func (q *Queries) ReadPosition(ctx context.Context, arg ReadPositionParams) (Rea
 		&i.ToMark,
 		&i.Ceiling,
 		&i.Done,
+		&i.Incarnation,
+		&i.AgeMs,
 	)
 	return i, err
 }
@@ -844,7 +889,7 @@ SELECT pawl.outbox_settle($1::smallint, $2::int, $3::smallint, $4::bigint, $5::s
   CASE WHEN $10::bigint >= 0 THEN $11::smallint END, CASE WHEN $10::bigint >= 0 THEN $12::xid8 END,
   CASE WHEN $10::bigint >= 0 THEN ($13::text[])::xid8[] END, CASE WHEN $10::bigint >= 0 THEN $14::bigint END, CASE WHEN $10::bigint >= 0 THEN $15::bigint END,
   CASE WHEN $10::bigint >= 0 THEN $16::bigint END, CASE WHEN $10::bigint >= 0 THEN $10::bigint END,
-  $17::bigint, $18::bigint[], $19::int[], array_replace($20::bigint[], -1, NULL), $21::boolean[], $22::text[], $23::boolean)::bigint AS id
+  $17::bigint, $18::bigint[], $19::int[], array_replace($20::bigint[], -1, NULL), $21::boolean[], $22::text[], $23::boolean, $24::boolean, $25::bigint)::bigint AS id
 `
 
 type SettleBatchParams struct {
@@ -871,6 +916,8 @@ type SettleBatchParams struct {
 	Dead           []bool
 	Errors         []string
 	Skip           bool
+	Durable        bool
+	Incarnation    int64
 }
 
 // done -1: the batch is closed, to_* mean nothing. retry_ms -1: none.
@@ -899,6 +946,8 @@ func (q *Queries) SettleBatch(ctx context.Context, arg SettleBatchParams) (int64
 		arg.Dead,
 		arg.Errors,
 		arg.Skip,
+		arg.Durable,
+		arg.Incarnation,
 	)
 	var id int64
 	err := row.Scan(&id)
@@ -907,7 +956,7 @@ func (q *Queries) SettleBatch(ctx context.Context, arg SettleBatchParams) (int64
 
 const settleParked = `-- name: SettleParked :one
 SELECT pawl.parked_settle($1::smallint, $2::int, $3::smallint, nullif($4::text, ''), $5::bigint[], nullif($6::bigint, 0), $7::int,
-  nullif($8::bigint, -1), $9::boolean, $10::boolean, $11::text)::bigint AS left_over
+  nullif($8::bigint, -1), $9::boolean, $10::boolean, $11::text, $12::bigint)::bigint AS left_over
 `
 
 type SettleParkedParams struct {
@@ -922,6 +971,7 @@ type SettleParkedParams struct {
 	Dead           bool
 	Skip           bool
 	Error          string
+	Incarnation    int64
 }
 
 func (q *Queries) SettleParked(ctx context.Context, arg SettleParkedParams) (int64, error) {
@@ -937,6 +987,7 @@ func (q *Queries) SettleParked(ctx context.Context, arg SettleParkedParams) (int
 		arg.Dead,
 		arg.Skip,
 		arg.Error,
+		arg.Incarnation,
 	)
 	var left_over int64
 	err := row.Scan(&left_over)

@@ -84,15 +84,13 @@ CREATE TABLE pawl.subscription_batch (
   CONSTRAINT subscription_batch_open CHECK (num_nulls(to_epoch, to_xid, to_late, to_floor, to_mark, ceiling, done) IN (0, 7))
 );
 
--- Events that a subscription has put aside: one that failed, and those of its key after it, in the order of place. A copy, so that the outbox need not keep them.
+-- Events that a subscription has put aside: one that failed, and those of its key after it, in the order of ids. A copy, so that the outbox need not keep them.
 -- retry_at: of the first of a key, when it is tried again; dead_at: when it was given up; skipped: and its key
 -- went on without it.
-CREATE SEQUENCE pawl.parked_event_place;
 CREATE TABLE pawl.parked_event (
   ns              smallint    NOT NULL,
   subscription_id int         NOT NULL,
   shard           smallint    NOT NULL,
-  place           bigint      NOT NULL,
   id              bigint      NOT NULL,
   key             text,
   parked_at       timestamptz NOT NULL,
@@ -108,9 +106,33 @@ CREATE TABLE pawl.parked_event (
   content_type    text,
   headers         json,
   payload         bytea       NOT NULL,
-  PRIMARY KEY (ns, subscription_id, shard, place),
-  UNIQUE (ns, subscription_id, id)
+  PRIMARY KEY (ns, subscription_id, shard, id)
 );
+CREATE INDEX parked_event_due ON pawl.parked_event (ns, subscription_id, shard, retry_at) WHERE dead_at IS NULL AND retry_at IS NOT NULL;
+CREATE INDEX parked_event_key ON pawl.parked_event (ns, subscription_id, shard, key, id) WHERE NOT skipped;
+
+-- A number that is drawn anew after each crash, fail-over and restore: Postgres empties an unlogged table then. Transaction ids of which no WAL had been flushed are given
+-- out again at the same moments, so a snapshot of before, kept in a process, means nothing after.
+CREATE UNLOGGED TABLE pawl.incarnation (
+  one   boolean PRIMARY KEY DEFAULT true CHECK (one),
+  nonce bigint  NOT NULL CHECK (nonce > 0)
+);
+
+-- The server's incarnation, which begins if it has none.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.incarnate() RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_nonce bigint;
+BEGIN
+  SELECT i.nonce INTO v_nonce FROM pawl.incarnation i;
+  IF NOT FOUND THEN
+    INSERT INTO pawl.incarnation (nonce) VALUES (1 + (random() * 9e15)::bigint) ON CONFLICT DO NOTHING;
+    SELECT i.nonce INTO v_nonce FROM pawl.incarnation i;
+  END IF;
+  RETURN v_nonce;
+END $$;
+-- +goose StatementEnd
 
 -- What a relay holds while it reads or moves its position, and an operator while he changes it.
 CREATE FUNCTION pawl.subscription_key(p_subscription int, p_shard smallint) RETURNS bigint
@@ -134,7 +156,7 @@ END;
 -- A new UUID of version 7: a version 4 whose first 48 bits are the time in ms (RFC 9562, 5.7).
 -- +goose StatementBegin
 CREATE FUNCTION pawl.uuid7() RETURNS uuid LANGUAGE sql VOLATILE BEGIN ATOMIC
-  SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
+  SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING substring(int8send(floor(date_part('epoch', clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6),
     52, 1), 53, 1), 'hex')::uuid;
 END;
 -- +goose StatementEnd
@@ -232,7 +254,7 @@ END $$;
 -- Publishes one event in the caller's transaction, as publish_many does, in less time, and gives its UUID.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.publish_event(p_ns smallint, p_topic text, p_key text, p_type text, p_payload bytea, p_content_type text, p_headers json, p_event_id uuid) RETURNS uuid
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_xid   xid8 := pg_current_xact_id();  -- before the id is drawn: see subscription_batch.mark
   v_event uuid := coalesce(p_event_id, pawl.uuid7());
@@ -290,6 +312,10 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   s      pawl.subscription;
   v_snap pg_snapshot;
+  v_mark bigint;
+  v_own  xid8;
+  v_next bigint;
+  v_late xid8[];
 BEGIN
   PERFORM pawl.require_read_committed();
   PERFORM pawl.outbox_create(p_ns);
@@ -315,12 +341,18 @@ BEGIN
   END IF;
   created := true;
   PERFORM pg_advisory_xact_lock_shared(pawl.retention_key());  -- what it is owed stays until its position is committed
+  -- Whoever takes a transaction id after this one's draws ids above the mark, and is new; those that run count as late, and this one, which no snapshot of its own lists. If it
+  -- has its id already, that says nothing of who took one since.
+  v_mark := CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN pawl.outbox_last() ELSE 0 END;
+  v_own := pg_current_xact_id();
+  v_snap := pg_current_snapshot();
+  v_next := greatest(v_own::text::bigint + 1, pg_snapshot_xmax(v_snap)::text::bigint);
+  v_late := pawl.snapshot_late(v_snap) || v_own || ARRAY(SELECT x::text::xid8 FROM generate_series(pg_snapshot_xmax(v_snap)::text::bigint, v_next - 1) x);
   INSERT INTO pawl.subscription (ns, name, topics, shards, sink, created_at) VALUES (p_ns, p_name, p_topics, p_shards, p_sink, now())
     RETURNING subscription.id INTO subscription_create.id;
-  v_snap := pg_current_snapshot();
   INSERT INTO pawl.subscription_batch (ns, subscription_id, shard, at, epoch, seen_xid, late, floor, mark, events)
-    SELECT p_ns, subscription_create.id, i, clock_timestamp(), CASE WHEN p_beginning THEN 0 ELSE o.epoch END, CASE WHEN p_beginning THEN '0'::xid8 ELSE pg_snapshot_xmax(v_snap) END,
-      CASE WHEN p_beginning THEN '{}' ELSE pawl.snapshot_late(v_snap) END, CASE WHEN p_beginning THEN pawl.outbox_oldest() - 1 ELSE 0 END, 0, 0
+    SELECT p_ns, subscription_create.id, i, clock_timestamp(), CASE WHEN p_beginning THEN 0 ELSE o.epoch END, CASE WHEN p_beginning THEN '0' ELSE v_next::text::xid8 END,
+      CASE WHEN p_beginning THEN '{}' ELSE v_late END, CASE WHEN p_beginning THEN pawl.outbox_oldest() - 1 ELSE v_mark END, CASE WHEN p_beginning THEN 0 ELSE v_mark END, 0
     FROM pawl.outbox o CROSS JOIN generate_series(0, p_shards - 1) i WHERE o.ns = p_ns;
 END $$;
 -- +goose StatementEnd
@@ -334,10 +366,10 @@ END;
 
 -- Opens a batch after a position in p_epoch: all that is committed by now. The mark is read before the snapshot and the ceiling after it, each in a statement of its own.
 -- A batch of an earlier epoch holds all that is left of it; the next one begins at the front of the next epoch. Must come before its transaction has an id, which no
--- snapshot of its own lists: PW005. Raises PW003 when the database was moved to another cluster.
+-- snapshot of its own lists: PW005. incarnation: of the server, for outbox_settle. Raises PW003 when the database was moved to another cluster.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_open(p_ns smallint, p_subscription int, p_epoch smallint,
-  OUT to_epoch smallint, OUT to_xid xid8, OUT to_late xid8[], OUT to_mark bigint, OUT ceiling bigint, OUT topics text[], OUT paused boolean)
+  OUT to_epoch smallint, OUT to_xid xid8, OUT to_late xid8[], OUT to_mark bigint, OUT ceiling bigint, OUT topics text[], OUT paused boolean, OUT incarnation bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_home boolean;
@@ -356,20 +388,20 @@ BEGIN
     to_xid := '18446744073709551615';
     to_late := '{}';
     to_mark := 0;
-    ceiling := pawl.outbox_last();
-    RETURN;
+  ELSE
+    to_mark := pawl.outbox_last();
+    v_snap := pg_current_snapshot();
+    to_xid := pg_snapshot_xmax(v_snap);
+    to_late := pawl.snapshot_late(v_snap);
   END IF;
-  to_mark := pawl.outbox_last();
-  v_snap := pg_current_snapshot();
-  to_xid := pg_snapshot_xmax(v_snap);
-  to_late := pawl.snapshot_late(v_snap);
   ceiling := pawl.outbox_last();
+  incarnation := pawl.incarnate(); -- not before the snapshot: it may take a transaction id
 END $$;
 -- +goose StatementEnd
 
--- A page of a batch: up to p_limit events of one shard after p_done, in the order of ids. last: up to where it has looked, which is the ceiling when nothing is left.
--- Two scans: those of transactions that committed late, by their ids, and those of newer transactions, which all stand above the floor; IS TRUE
--- keeps each from the other's index, whatever the statistics say: a page would read and sort all that is left.
+-- A page of a batch: up to p_limit events of one shard after p_done, in the order of ids. Two scans: those of transactions that committed late, by their ids, and those of
+-- newer ones, which all stand above the floor, no further than the first has come. Each is written so that its index alone fits, whatever the statistics say: the row
+-- comparison leaves only that by transaction, IS TRUE that by id. A page would read and sort all that is left.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_page(p_ns smallint, p_topics text[], p_shards int, p_shard int, p_epoch smallint, p_seen_xid xid8, p_late xid8[], p_floor bigint,
   p_to_xid xid8, p_to_late xid8[], p_ceiling bigint, p_done bigint, p_limit int)
@@ -377,17 +409,20 @@ RETURNS TABLE (id bigint, created_at timestamptz, event_id uuid, topic text, key
 LANGUAGE plpgsql STABLE ROWS 1000 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 BEGIN
   RETURN QUERY
+    WITH late AS MATERIALIZED (
+      SELECT x.* FROM unnest(p_late) l CROSS JOIN LATERAL (
+        SELECT y.* FROM pawl.outbox_event y
+        WHERE y.ns = p_ns AND (y.xid, y.id) > (l, p_done) AND (y.xid, y.id) <= (l, p_ceiling) AND y.epoch = p_epoch
+          AND (p_topics IS NULL OR y.topic = ANY (p_topics)) AND (y.key_hash & 2147483647) % p_shards = p_shard
+        ORDER BY y.xid, y.id LIMIT p_limit) x
+      WHERE l < p_to_xid AND NOT l = ANY (p_to_late)
+      ORDER BY x.id LIMIT p_limit)
     SELECT e.id, e.created_at, e.event_id, e.topic, e.key, e.type, e.content_type, e.headers, e.payload
     FROM (
-      (SELECT x.* FROM unnest(p_late) l CROSS JOIN LATERAL (
-          SELECT y.* FROM pawl.outbox_event y WHERE y.ns = p_ns AND y.xid = l AND (y.id > p_done AND y.id <= p_ceiling) IS TRUE AND y.epoch = p_epoch
-            AND (p_topics IS NULL OR y.topic = ANY (p_topics)) AND (y.key_hash & 2147483647) % p_shards = p_shard
-          ORDER BY y.id LIMIT p_limit) x
-        WHERE l < p_to_xid AND NOT l = ANY (p_to_late)
-        ORDER BY x.id LIMIT p_limit)
+      SELECT x.* FROM late x
       UNION ALL
       (SELECT y.* FROM pawl.outbox_event y
-        WHERE y.ns = p_ns AND y.id > greatest(p_done, p_floor) AND y.id <= p_ceiling AND y.epoch = p_epoch
+        WHERE y.ns = p_ns AND y.id > greatest(p_done, p_floor) AND y.id <= (SELECT CASE count(*) WHEN p_limit THEN max(x.id) ELSE p_ceiling END FROM late x) AND y.epoch = p_epoch
           AND (y.xid >= p_seen_xid AND y.xid < p_to_xid) IS TRUE AND NOT y.xid = ANY (p_late) AND NOT y.xid = ANY (p_to_late)
           AND (p_topics IS NULL OR y.topic = ANY (p_topics)) AND (y.key_hash & 2147483647) % p_shards = p_shard
         ORDER BY y.id LIMIT p_limit)
@@ -396,39 +431,41 @@ END $$;
 -- +goose StatementEnd
 
 -- Moves a shard on from the position p_from to the one given, and puts events of the batch aside: those that failed (p_retry_ms: when to try again, NULL with p_dead: never)
--- and those of their keys after them (both NULL). Gives the new position's id. Commits asynchronously: what a crash undoes is delivered again. Raises PW001 when p_from is
--- not the newest any more: another relay or an operator has moved it.
+-- and those of their keys after them (both NULL). Gives the new position's id. Unless p_durable it commits asynchronously: what a crash undoes is delivered again. Raises PW001 when p_from is
+-- not the newest any more: another relay or an operator has moved it; and when the server is not in the incarnation in which the batch was opened.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_settle(p_ns smallint, p_subscription int, p_shard smallint, p_from bigint,
   p_epoch smallint, p_seen_xid xid8, p_late xid8[], p_floor bigint, p_mark bigint, p_to_epoch smallint, p_to_xid xid8, p_to_late xid8[], p_to_floor bigint,
   p_to_mark bigint, p_ceiling bigint, p_done bigint,
   p_events bigint, p_ids bigint[], p_attempts int[], p_retry_ms bigint[], p_dead boolean[], p_errors text[],
-  p_skip boolean) RETURNS bigint
+  p_skip boolean, p_durable boolean, p_incarnation bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
 DECLARE
   v_now    timestamptz;
   v_id     bigint;
   v_events bigint;
 BEGIN
-  PERFORM set_config('synchronous_commit', 'off', true);
+  IF NOT p_durable THEN
+    PERFORM set_config('synchronous_commit', 'off', true);
+  END IF;
   PERFORM pg_advisory_xact_lock(pawl.subscription_key(p_subscription, p_shard));
   SELECT b.id, b.events INTO v_id, v_events FROM pawl.subscription_position(p_ns, p_subscription, p_shard) b;
-  IF v_id IS DISTINCT FROM p_from THEN
+  IF v_id IS DISTINCT FROM p_from OR p_incarnation IS DISTINCT FROM (SELECT i.nonce FROM pawl.incarnation i) THEN
     RAISE EXCEPTION 'pawl: the position of subscription % shard % was moved by somebody else', p_subscription, p_shard USING ERRCODE = 'PW001';
   END IF;
   v_now := clock_timestamp();
   IF cardinality(p_ids) > 0 THEN
-    INSERT INTO pawl.parked_event (ns, subscription_id, shard, place, id, key, parked_at, attempt, retry_at, dead_at, skipped, error, created_at, event_id, topic, type,
+    INSERT INTO pawl.parked_event (ns, subscription_id, shard, id, key, parked_at, attempt, retry_at, dead_at, skipped, error, created_at, event_id, topic, type,
         content_type, headers, payload)
-      SELECT p_ns, p_subscription, p_shard, nextval('pawl.parked_event_place'), p.id, e.key, v_now, p.attempt, v_now + p.retry_ms * interval '1 ms',
+      SELECT p_ns, p_subscription, p_shard, p.id, e.key, v_now, p.attempt, v_now + p.retry_ms * interval '1 ms',
         CASE WHEN p.dead THEN v_now END, p.dead AND p_skip, nullif(p.error, ''), e.created_at, e.event_id, e.topic, e.type, e.content_type, e.headers, e.payload
-      FROM (SELECT * FROM ROWS FROM (unnest(p_ids), unnest(p_attempts), unnest(p_retry_ms), unnest(p_dead), unnest(p_errors)) x(id, attempt, retry_ms, dead, error)
-        ORDER BY x.id) p
+      FROM ROWS FROM (unnest(p_ids), unnest(p_attempts), unnest(p_retry_ms), unnest(p_dead), unnest(p_errors)) p(id, attempt, retry_ms, dead, error)
       CROSS JOIN LATERAL (SELECT y.* FROM pawl.outbox_event y WHERE y.ns = p_ns AND y.id = p.id OFFSET 0) e
-      ON CONFLICT (ns, subscription_id, id) DO NOTHING;
-    -- A key may have been drained since its event was read.
-    PERFORM pawl.parked_lead(p_ns, p_subscription, p_shard, k.key) FROM (
-      SELECT DISTINCT e.key FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.id = ANY (p_ids) AND e.key IS NOT NULL AND NOT e.skipped) k;
+      ON CONFLICT (ns, subscription_id, shard, id) DO NOTHING;
+    -- A key may have been drained since its event was read, and after a rewind earlier ones come.
+    PERFORM pawl.parked_lead(p_ns, p_subscription, p_shard, ARRAY(
+      SELECT DISTINCT e.key FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.id = ANY (p_ids)
+        AND e.key IS NOT NULL AND NOT e.skipped));
   END IF;
   INSERT INTO pawl.subscription_batch (ns, subscription_id, shard, at, epoch, seen_xid, late, floor, mark, to_epoch, to_xid, to_late, to_floor, to_mark,
       ceiling, done, events)
@@ -439,14 +476,36 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Lets the first parked event of a key be tried now, unless it waits for its time or is given up.
+-- Lets the first parked event of each key be tried now, unless it waits for its time or is given up, and none behind it.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.parked_lead(p_ns smallint, p_subscription int, p_shard smallint, p_key text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION pawl.parked_lead(p_ns smallint, p_subscription int, p_shard smallint, p_keys text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
-  UPDATE pawl.parked_event e SET retry_at = clock_timestamp()
-    WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.retry_at IS NULL AND e.dead_at IS NULL
-      AND e.place = (SELECT min(f.place) FROM pawl.parked_event f WHERE f.ns = p_ns AND f.subscription_id = p_subscription AND f.shard = p_shard AND f.key = p_key AND NOT f.skipped);
+  UPDATE pawl.parked_event e SET retry_at = CASE WHEN e.id = f.id THEN clock_timestamp() END
+    FROM unnest(p_keys) k CROSS JOIN LATERAL (
+      SELECT x.id FROM pawl.parked_event x WHERE x.ns = p_ns AND x.subscription_id = p_subscription AND x.shard = p_shard AND x.key = k AND NOT x.skipped ORDER BY x.id LIMIT 1) f
+    WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.key = k AND NOT e.skipped AND e.dead_at IS NULL AND (e.id = f.id) = (e.retry_at IS NULL);
+END $$;
+-- +goose StatementEnd
+
+-- A parked event that is not given up, and with its key (NULL: by itself) those behind it in their order: up to p_limit, and none after the payload that reaches p_bytes.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.parked_page(p_ns smallint, p_subscription int, p_shard smallint, p_key text, p_id bigint, p_limit int, p_bytes bigint) RETURNS SETOF pawl.parked_event
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  e pawl.parked_event;
+BEGIN
+  FOR e IN
+    (SELECT x.* FROM pawl.parked_event x WHERE x.ns = p_ns AND x.subscription_id = p_subscription AND x.shard = p_shard AND x.id = p_id AND x.dead_at IS NULL)
+    UNION ALL
+    (SELECT x.* FROM pawl.parked_event x
+      WHERE x.ns = p_ns AND x.subscription_id = p_subscription AND x.shard = p_shard AND x.key = p_key AND x.id > p_id AND NOT x.skipped AND x.dead_at IS NULL
+      ORDER BY x.id LIMIT p_limit - 1)
+  LOOP
+    RETURN NEXT e;
+    p_bytes := p_bytes - octet_length(e.payload);
+    EXIT WHEN p_bytes <= 0;
+  END LOOP;
 END $$;
 -- +goose StatementEnd
 
@@ -455,18 +514,21 @@ END $$;
 -- Gives how many of the key are left in the way.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.parked_settle(p_ns smallint, p_subscription int, p_shard smallint, p_key text, p_delivered bigint[], p_failed bigint, p_attempt int, p_retry_ms bigint,
-  p_dead boolean, p_skip boolean, p_error text) RETURNS bigint
+  p_dead boolean, p_skip boolean, p_error text, p_incarnation bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
 BEGIN
   PERFORM pg_advisory_xact_lock(pawl.subscription_key(p_subscription, p_shard));
-  DELETE FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.id = ANY (p_delivered);
+  IF p_incarnation IS DISTINCT FROM (SELECT i.nonce FROM pawl.incarnation i) THEN -- an id may have been given out again
+    RAISE EXCEPTION 'pawl: the server has recovered from a crash' USING ERRCODE = 'PW001';
+  END IF;
+  DELETE FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.id = ANY (p_delivered);
   UPDATE pawl.parked_event e SET attempt = p_attempt, error = p_error, retry_at = clock_timestamp() + p_retry_ms * interval '1 ms',
       dead_at = CASE WHEN p_dead THEN clock_timestamp() END, skipped = e.skipped OR p_dead AND p_skip
-    WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.id = p_failed;
+    WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.id = p_failed;
   IF p_key IS NULL THEN
     RETURN 0;
   END IF;
-  PERFORM pawl.parked_lead(p_ns, p_subscription, p_shard, p_key);
+  PERFORM pawl.parked_lead(p_ns, p_subscription, p_shard, ARRAY[p_key]);
   RETURN (SELECT count(*) FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.key = p_key AND NOT e.skipped);
 END $$;
 -- +goose StatementEnd
@@ -547,8 +609,9 @@ BEGIN
       WHERE e.ns = p_ns AND e.subscription_id = s.id AND (e.dead_at IS NOT NULL OR e.retry_at IS NOT NULL) AND (p_key IS NULL OR e.key = p_key);
   END IF;
   GET DIAGNOSTICS v_n = ROW_COUNT;
-  PERFORM pawl.parked_lead(p_ns, s.id, k.shard, k.key) FROM (
-    SELECT DISTINCT e.shard, e.key FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = s.id AND e.key IS NOT NULL AND NOT e.skipped AND (p_key IS NULL OR e.key = p_key)) k;
+  PERFORM pawl.parked_lead(p_ns, s.id, k.shard, k.keys) FROM (
+    SELECT e.shard, array_agg(DISTINCT e.key) AS keys FROM pawl.parked_event e
+    WHERE e.ns = p_ns AND e.subscription_id = s.id AND e.key IS NOT NULL AND NOT e.skipped AND (p_key IS NULL OR e.key = p_key) GROUP BY e.shard) k;
   RETURN v_n;
 END $$;
 -- +goose StatementEnd
@@ -577,21 +640,28 @@ END $$;
 -- The sweep "outbox": removes positions older than p_keep, but each shard's newest, up to p_limit. NULL: another node is at it.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.sweep_outbox(p_ns smallint, p_keep interval, p_limit int) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' SET enable_seqscan = off AS $$
 DECLARE
-  v_n bigint;
+  s     record;
+  v_n   bigint;
+  v_did bigint := 0;
 BEGIN
   IF NOT pg_try_advisory_xact_lock(pawl.sweep_key(p_ns, 'outbox')) THEN
     RETURN NULL;
   END IF;
-  DELETE FROM pawl.subscription_batch b USING (
-      SELECT x.subscription_id, x.shard, x.id FROM pawl.subscription_batch x
-      WHERE x.ns = p_ns AND x.at < clock_timestamp() - p_keep
-        AND x.id < (SELECT n.id FROM pawl.subscription_position(p_ns, x.subscription_id, x.shard) n)
-      ORDER BY x.subscription_id, x.shard, x.id LIMIT p_limit) o
-    WHERE b.ns = p_ns AND b.subscription_id = o.subscription_id AND b.shard = o.shard AND b.id = o.id;
-  GET DIAGNOSTICS v_n = ROW_COUNT;
-  RETURN v_n;
+  FOR s IN SELECT x.id, i::smallint AS shard FROM pawl.subscription x CROSS JOIN LATERAL generate_series(0, x.shards - 1) i WHERE x.ns = p_ns ORDER BY x.id, i LOOP
+    -- The oldest first: ids ascend with time in a shard.
+    DELETE FROM pawl.subscription_batch b WHERE b.ns = p_ns AND b.subscription_id = s.id AND b.shard = s.shard AND b.id = ANY (ARRAY(
+      SELECT o.id FROM (
+        SELECT x.id, x.at FROM pawl.subscription_batch x
+        WHERE x.ns = p_ns AND x.subscription_id = s.id AND x.shard = s.shard AND x.id < (SELECT n.id FROM pawl.subscription_position(p_ns, s.id, s.shard) n)
+        ORDER BY x.id LIMIT p_limit - v_did) o
+      WHERE o.at < clock_timestamp() - p_keep));
+    GET DIAGNOSTICS v_n = ROW_COUNT;
+    v_did := v_did + v_n;
+    EXIT WHEN v_did >= p_limit;
+  END LOOP;
+  RETURN v_did;
 END $$;
 -- +goose StatementEnd
 
@@ -615,9 +685,9 @@ END $$;
 SELECT pawl.partition_ahead();
 
 -- +goose Down
-DROP FUNCTION pawl.outbox_rebase, pawl.sweep_outbox, pawl.subscription_remove, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_lead,
+DROP FUNCTION pawl.outbox_rebase, pawl.sweep_outbox, pawl.subscription_remove, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_page, pawl.parked_lead,
   pawl.outbox_settle, pawl.outbox_page, pawl.outbox_open, pawl.subscription_position, pawl.subscription_create, pawl.ordered, pawl.publish, pawl.publish_event, pawl.raise_outbox_moved,
-  pawl.publish_many, pawl.raise_event, pawl.outbox_create, pawl.uuid7, pawl.outbox_last, pawl.snapshot_late, pawl.event_key, pawl.subscription_key;
-DROP TABLE pawl.parked_event, pawl.subscription_batch, pawl.subscription, pawl.outbox_event, pawl.outbox;
-DROP SEQUENCE pawl.parked_event_place, pawl.outbox_event_id;
+  pawl.publish_many, pawl.raise_event, pawl.outbox_create, pawl.uuid7, pawl.outbox_last, pawl.snapshot_late, pawl.event_key, pawl.subscription_key, pawl.incarnate;
+DROP TABLE pawl.parked_event, pawl.subscription_batch, pawl.subscription, pawl.outbox_event, pawl.outbox, pawl.incarnation;
+DROP SEQUENCE pawl.outbox_event_id;
 DELETE FROM pawl.partition p WHERE p.parent = 'outbox_event';

@@ -16,15 +16,19 @@ SELECT id::int AS id, created::boolean AS created
 FROM pawl.subscription_create(@ns::smallint, @name::text, nullif(@topics::text[], '{}'), @shards::smallint, @sink::text, @beginning::boolean);
 
 -- name: ReadPosition :one
--- done -1: no batch is open, and to_* mean nothing.
+-- done -1: no batch is open, and to_* mean nothing. incarnation 0: none has begun, see Incarnate.
 SELECT b.id::bigint AS id, b.epoch::smallint AS epoch, b.seen_xid::xid8 AS seen_xid, b.late::text[] AS late, b.floor::bigint AS floor, b.mark::bigint AS mark, coalesce(b.to_epoch, 0)::smallint AS to_epoch,
   coalesce(b.to_xid, '0')::xid8 AS to_xid, coalesce(b.to_late, '{}')::text[] AS to_late, coalesce(b.to_floor, 0)::bigint AS to_floor, coalesce(b.to_mark, 0)::bigint AS to_mark, coalesce(b.ceiling, 0)::bigint AS ceiling,
-  coalesce(b.done, -1)::bigint AS done
+  coalesce(b.done, -1)::bigint AS done, coalesce((SELECT i.nonce FROM pawl.incarnation i), 0)::bigint AS incarnation,
+  (extract(epoch FROM clock_timestamp() - b.at) * 1000)::bigint AS age_ms
 FROM pawl.subscription_position(@ns::smallint, @subscription_id::int, @shard::smallint) b;
+
+-- name: Incarnate :exec
+SELECT pawl.incarnate();
 
 -- name: OpenBatch :one
 SELECT to_epoch::smallint AS to_epoch, to_xid::xid8 AS to_xid, to_late::text[] AS to_late, to_mark::bigint AS to_mark, ceiling::bigint AS ceiling,
-  coalesce(topics, '{}')::text[] AS topics, paused::boolean AS paused
+  coalesce(topics, '{}')::text[] AS topics, paused::boolean AS paused, incarnation::bigint AS incarnation
 FROM pawl.outbox_open(@ns::smallint, @subscription_id::int, @epoch::smallint);
 
 -- name: ReadPage :many
@@ -39,7 +43,7 @@ SELECT pawl.outbox_settle(@ns::smallint, @subscription_id::int, @shard::smallint
   CASE WHEN @done::bigint >= 0 THEN @to_epoch::smallint END, CASE WHEN @done::bigint >= 0 THEN @to_xid::xid8 END,
   CASE WHEN @done::bigint >= 0 THEN (@to_late::text[])::xid8[] END, CASE WHEN @done::bigint >= 0 THEN @to_floor::bigint END, CASE WHEN @done::bigint >= 0 THEN @to_mark::bigint END,
   CASE WHEN @done::bigint >= 0 THEN @ceiling::bigint END, CASE WHEN @done::bigint >= 0 THEN @done::bigint END,
-  @events::bigint, @ids::bigint[], @attempts::int[], array_replace(@retry_ms::bigint[], -1, NULL), @dead::boolean[], @errors::text[], @skip::boolean)::bigint AS id;
+  @events::bigint, @ids::bigint[], @attempts::int[], array_replace(@retry_ms::bigint[], -1, NULL), @dead::boolean[], @errors::text[], @skip::boolean, @durable::boolean, @incarnation::bigint)::bigint AS id;
 
 -- name: ListParkedKeys :many
 SELECT DISTINCT coalesce(e.key, '')::text AS key FROM pawl.parked_event e
@@ -52,25 +56,29 @@ SELECT count(*)::bigint AS parked FROM (
   SELECT FROM pawl.parked_event e WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint LIMIT @limit_events::int) e;
 
 -- name: ListDueParked :many
--- The first of each key that is due, longest due first; key '': it goes by itself.
+-- The first of each key that is due, longest due first; key '': it goes by itself. None while the subscription is paused.
 SELECT (CASE WHEN e.skipped THEN '' ELSE coalesce(e.key, '') END)::text AS key, e.id::bigint AS id FROM pawl.parked_event e
 WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint AND e.dead_at IS NULL AND e.retry_at <= clock_timestamp()
-ORDER BY e.retry_at, e.place
+  AND EXISTS (SELECT FROM pawl.subscription s WHERE s.ns = e.ns AND s.id = e.subscription_id AND s.paused_at IS NULL)
+ORDER BY e.retry_at, e.id
 LIMIT @limit_keys::int;
 
+-- name: NextParked :one
+-- How long until the next parked event is due, 0 if one is, also while the subscription is paused; -1: none is.
+SELECT coalesce((
+  SELECT greatest(extract(epoch FROM e.retry_at - clock_timestamp()) * 1000, 0) FROM pawl.parked_event e
+  WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint AND e.dead_at IS NULL AND e.retry_at IS NOT NULL
+  ORDER BY e.retry_at LIMIT 1), -1)::bigint AS in_ms;
+
 -- name: ReadParked :many
--- Parked events of a key in their order, from the first that is not given up on; of the event itself if key is ''.
+-- key '': the event by itself.
 SELECT e.id::bigint AS id, e.created_at::timestamptz AS created_at, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type,
   coalesce(e.content_type, '')::text AS content_type, coalesce(e.headers, 'null')::json AS headers, e.payload::bytea AS payload, e.attempt::int AS attempt
-FROM pawl.parked_event e
-WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint AND e.dead_at IS NULL
-  AND (CASE WHEN @key::text = '' THEN e.id = @id::bigint ELSE e.key = @key::text AND NOT e.skipped END)
-ORDER BY e.place
-LIMIT @limit_events::int;
+FROM pawl.parked_page(@ns::smallint, @subscription_id::int, @shard::smallint, nullif(@key::text, ''), @id::bigint, @limit_events::int, @limit_bytes::bigint) e;
 
 -- name: SettleParked :one
 SELECT pawl.parked_settle(@ns::smallint, @subscription_id::int, @shard::smallint, nullif(@key::text, ''), @delivered::bigint[], nullif(@failed::bigint, 0), @attempt::int,
-  nullif(@retry_ms::bigint, -1), @dead::boolean, @skip::boolean, @error::text)::bigint AS left_over;
+  nullif(@retry_ms::bigint, -1), @dead::boolean, @skip::boolean, @error::text, @incarnation::bigint)::bigint AS left_over;
 
 -- name: PauseSubscription :one
 -- why '': resume; accept_gap: also if events were dropped before it had them.
@@ -88,6 +96,9 @@ SELECT pawl.subscription_replay(@ns::smallint, @name::text, sqlc.narg(key)::text
 -- name: SweepOutbox :one
 -- -1: another node is at it.
 SELECT coalesce(pawl.sweep_outbox(@ns::smallint, @keep::interval, @limit_rows::int), -1)::bigint AS removed;
+
+-- name: BoundStatements :exec
+SELECT set_config('statement_timeout', (@ms::int)::text, true);
 
 -- name: LockSubscription :exec
 SELECT pg_advisory_xact_lock(pawl.subscription_key(@subscription_id::int, @shard::smallint));
@@ -113,12 +124,12 @@ ORDER BY s.name
 LIMIT @limit_rows::int;
 
 -- name: ListParked :many
--- In the order of place, those of all shards. dead_at: when it was given up.
+-- In the order of ids, those of all shards. dead_at: when it was given up.
 SELECT e.id::bigint AS id, e.event_id::text AS event_id, e.topic::text AS topic, coalesce(e.key, '')::text AS key, e.type::text AS type, e.parked_at::timestamptz AS parked_at,
   e.attempt::int AS attempt, e.retry_at, e.dead_at, coalesce(e.error, '')::text AS error
 FROM pawl.parked_event e JOIN pawl.subscription s ON s.ns = e.ns AND s.id = e.subscription_id
 WHERE e.ns = @ns::smallint AND s.name = @name::text
-ORDER BY e.place
+ORDER BY e.id
 LIMIT @limit_rows::int;
 
 -- name: ListEvents :many

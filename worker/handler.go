@@ -135,11 +135,6 @@ var errNotBegun = errors.New("worker: transaction not begun")
 // errCommitTx is what a HandleTx handler gets that tries to end its transaction.
 var errCommitTx = errors.New("worker: the transaction of HandleTx is committed with the job's receipt, not by the handler")
 
-type guardedTx struct{ pgx.Tx }
-
-func (guardedTx) Commit(context.Context) error   { return errCommitTx }
-func (guardedTx) Rollback(context.Context) error { return errCommitTx }
-
 // inTx runs do and the ending of the attempt in one transaction. The ending and COMMIT go in one message, so that a frozen process holds no lock.
 func inTx(ctx context.Context, r *run, t *task, do func(pgx.Tx) (json.RawMessage, error)) (ended bool, err error) {
 	conn, err := r.w.pool.Acquire(ctx)
@@ -162,7 +157,7 @@ func inTx(ctx context.Context, r *run, t *task, do func(pgx.Tx) (json.RawMessage
 			rollback()
 		}
 	}()
-	result, err := do(guardedTx{tx})
+	result, err := do(db.Guard(tx, errCommitTx))
 	if err != nil {
 		return false, err
 	}

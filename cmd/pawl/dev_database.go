@@ -6,13 +6,12 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/pawl-dev/pawl/cmd/gosrc"
 	"github.com/pawl-dev/pawl/db"
 	"github.com/pawl-dev/pawl/db/devpg"
 	"github.com/pawl-dev/pawl/db/migrate"
 )
 
-// openDatabase starts the private server unless a database was given, and brings the schemas up to date.
+// openDatabase starts the private server unless a database was given, and brings the schema up to date.
 func (d *dev) openDatabase(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
@@ -45,10 +44,7 @@ func (d *dev) openDatabase(ctx context.Context) (err error) {
 	if d.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return err
 	}
-	if err := d.app.findNamespace(ctx, d.pool); err != nil {
-		return err
-	}
-	return gosrc.Create(ctx, d.pool)
+	return d.app.findNamespace(ctx, d.pool)
 }
 
 // startServer starts the private server, or adopts the one that another "pawl dev" started there, and returns the URL of the database in it.

@@ -5,11 +5,17 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
 )
+
+// shellRole is a role of shell processes.
+func shellRole(name string, size int, script string) role {
+	return role{name: name, size: size, command: func(int) (*exec.Cmd, error) { return exec.Command("/bin/sh", "-c", script), nil }}
+}
 
 // testFleet is a fleet of shell processes.
 func testFleet(t *testing.T, size int, script string) (*fleet, *logBuffer, context.Context) {
@@ -17,7 +23,7 @@ func testFleet(t *testing.T, size int, script string) (*fleet, *logBuffer, conte
 	ctx, cancel := context.WithCancelCause(t.Context())
 	t.Cleanup(func() { cancel(nil) })
 	log := &logBuffer{grown: make(chan struct{})}
-	return startFleet(size, func(int) (*exec.Cmd, error) { return exec.Command("/bin/sh", "-c", script), nil }, newLive(log), cancel), log, ctx
+	return startFleet(newLive(log), cancel, shellRole("worker", size, script)), log, ctx
 }
 
 // A process ends when its standard input does.
@@ -60,6 +66,34 @@ func TestFleet_kill(t *testing.T) {
 	}
 }
 
+// Every role has its turn before one is killed again, and a process of the same role takes the place.
+func TestFleet_roles(t *testing.T) {
+	t.Parallel()
+	_, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	log := &logBuffer{grown: make(chan struct{})}
+	f := startFleet(newLive(log), cancel, shellRole("shop", 3, "echo ready; read _"), shellRole("relay", 1, "echo ready; read _"))
+	log.await(t, "relay 1: ready")
+	for n := range 4 {
+		if !f.kill() {
+			t.Fatal("there was no process to kill")
+		}
+		shop, relay := f.killed("shop"), f.killed("relay")
+		if shop+relay != n+1 || f.killed() != n+1 || max(shop, relay) > n/2+1 {
+			t.Fatalf("after %d kills %d shop processes and %d relays were killed", n+1, shop, relay)
+		}
+		if shop > 0 {
+			log.await(t, fmt.Sprintf("shop %d: ready", 3+shop))
+		}
+		if relay > 0 {
+			log.await(t, fmt.Sprintf("relay %d: ready", 1+relay))
+		}
+	}
+	if left := f.stop(patience); left != 0 {
+		t.Errorf("%d processes did not end", left)
+	}
+}
+
 // Who does not end in time is killed.
 func TestFleet_stubborn(t *testing.T) {
 	t.Parallel()
@@ -91,7 +125,8 @@ func TestFleet_noProgram(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
-	f := startFleet(1, func(int) (*exec.Cmd, error) { return exec.Command("/nowhere/pawl"), nil }, newLive(&logBuffer{grown: make(chan struct{})}), cancel)
+	f := startFleet(newLive(&logBuffer{grown: make(chan struct{})}), cancel,
+		role{name: "worker", size: 1, command: func(int) (*exec.Cmd, error) { return exec.Command("/nowhere/pawl"), nil }})
 	if ctx.Err() == nil {
 		t.Error("the fleet is not given up")
 	}

@@ -22,7 +22,8 @@ type live struct {
 	w        io.Writer
 	terminal bool
 	line     string
-	printed  time.Time // when the line was last printed, not on a terminal
+	printed  time.Time // when a line was last printed, not on a terminal,
+	last     string    // and which
 }
 
 func newLive(w io.Writer) *live {
@@ -43,7 +44,7 @@ func (l *live) show(line string) {
 		fmt.Fprint(l.w, clearLine+line)
 	case now.Sub(l.printed) >= livePlain:
 		fmt.Fprintln(l.w, line)
-		l.printed = now
+		l.printed, l.last = now, line
 	}
 	l.line = line
 }
@@ -73,8 +74,11 @@ func (l *live) end() {
 	if l.line == "" {
 		return
 	}
-	if l.terminal {
+	switch {
+	case l.terminal:
 		fmt.Fprintln(l.w)
+	case l.line != l.last:
+		fmt.Fprintln(l.w, l.line)
 	}
 	l.line = ""
 }

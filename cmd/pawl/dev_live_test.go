@@ -26,7 +26,7 @@ func TestLive_terminal(t *testing.T) {
 	}
 }
 
-// Elsewhere the line is printed now and then, and messages stand between.
+// Elsewhere the line is printed now and then, and as it is in the end, and messages stand between.
 func TestLive_plain(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
@@ -37,7 +37,10 @@ func TestLive_plain(t *testing.T) {
 	l.printed = l.printed.Add(-livePlain)
 	l.show("3 of 3")
 	l.end()
-	if got, want := out.String(), "1 of 3\nevent\n3 of 3\n"; got != want {
+	l.show("1 of 1") // within the same second, and the last
+	l.end()
+	l.end()
+	if got, want := out.String(), "1 of 3\nevent\n3 of 3\n1 of 1\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

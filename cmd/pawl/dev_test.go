@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,8 +37,9 @@ func TestDevProcess(t *testing.T) {
 	var c struct {
 		globals
 
-		Dev       devCmd       `cmd:""`
-		DevWorker devWorkerCmd `cmd:""`
+		Dev         devCmd         `cmd:""`
+		DevWorker   devWorkerCmd   `cmd:""`
+		DevCheckout devCheckoutCmd `cmd:""`
 	}
 	parser, err := kong.New(&c)
 	if err != nil {
@@ -50,6 +52,7 @@ func TestDevProcess(t *testing.T) {
 	c.Dev.command = devProcess(mode)
 	if mode == "slow" {
 		c.DevWorker.use = []worker.Middleware{slowly}
+		c.DevCheckout.wrap = slowHandler
 	}
 	a := &app{ctx: context.Background(), in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	a.use(c.globals)
@@ -84,6 +87,19 @@ func slowly(next func(context.Context, *worker.Raw) error) func(context.Context,
 		}
 		return next(ctx, j)
 	}
+}
+
+// slowHandler holds every request for a moment, so that a process that is killed has some.
+func slowHandler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		moment := time.NewTimer(10 * time.Millisecond)
+		defer moment.Stop()
+		select {
+		case <-moment.C:
+		case <-r.Context().Done():
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // devRun is "pawl dev" in this process, with its worker processes.
@@ -135,12 +151,12 @@ func (r *devRun) wait(t *testing.T) error {
 }
 
 // report waits for the end of a run that is to be right, and returns what it wrote.
-func (r *devRun) report(t *testing.T) devReport {
+func (r *devRun) report(t *testing.T) gosrcReport {
 	t.Helper()
 	if err := r.wait(t); err != nil {
 		t.Fatalf("pawl dev: %v\n%s", err, r.out.String())
 	}
-	var report devReport
+	var report gosrcReport
 	if err := json.Unmarshal(r.out.Bytes(), &report); err != nil {
 		t.Fatalf("%v\n%s", err, r.out.String())
 	}
@@ -209,10 +225,7 @@ func TestDev_kill(t *testing.T) {
 		t.Errorf("got %d attempts for %d files, %d lost, %d failed", report.Attempts, report.Files, report.Lost, report.Failed)
 	}
 	mentions(t, r.log.String(), "killed worker", "put back in line", "Sessions expire after 3s here")
-	var alive int
-	if err := pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pawl dev%'").Scan(&alive); err != nil || alive > 0 {
-		t.Errorf("%d connections are left, %v", alive, err)
-	}
+	awaitRow(t, pool, "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pawl dev%'")
 }
 
 // It stays up for a look around until it is interrupted, and that is no error.
@@ -248,7 +261,7 @@ func TestDev_interrupt(t *testing.T) {
 
 // finishFirst waits until run 1, over the source of package go and below, is finished by a later one that stays up, and checks it. It returns the report
 // of the later one.
-func finishFirst(t *testing.T, pool *pgxpool.Pool, later *devRun) devReport {
+func finishFirst(t *testing.T, pool *pgxpool.Pool, later *devRun) gosrcReport {
 	t.Helper()
 	later.log.await(t, "It stays up until Ctrl-C.")
 	awaitRow(t, pool, "SELECT finished_at IS NOT NULL FROM gosrc.run WHERE id = 1")
@@ -378,12 +391,10 @@ func TestDev_badInput(t *testing.T) {
 func TestDev_wrong(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	d := &dev{
-		app: &app{ctx: t.Context(), out: &out, err: &out}, live: newLive(&out),
-		report: devReport{Differences: []string{"a/b: lines 1, want 2"}},
-	}
-	d.report.take(gosrc.Totals{"a/b": {Files: 1}})
-	err := d.conclude()
+	d := &dev{app: &app{ctx: t.Context(), out: &out, err: &out}, live: newLive(&out)}
+	report := &gosrcReport{Differences: []string{"a/b: lines 1, want 2"}}
+	report.take(gosrc.Totals{"a/b": {Files: 1}})
+	err := d.conclude(report)
 	if exitCode(err) != exitFailed {
 		t.Errorf("got %v, want a failure", err)
 	}
@@ -405,8 +416,8 @@ func TestDev_stalled(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	d := &dev{app: &app{ctx: t.Context(), namespace: 1}, live: newLive(&out), pool: pool, run: run}
-	err = d.stalled(t.Context(), gosrc.Progress{Files: 2})
+	e := &devGosrc{dev: &dev{app: &app{ctx: t.Context(), namespace: 1}, live: newLive(&out), pool: pool}, run: run}
+	err = e.stalled(t.Context())
 	mentions(t, err.Error(), "nothing was counted for 2m0s, with 0 of 2 files done")
 	mentions(t, out.String(), " is available at attempt 1")
 	if n := strings.Count(out.String(), "\n"); n != 2 {

@@ -49,6 +49,7 @@ type cli struct {
 	Version      versionCmd      `cmd:"" help:"Print the version of this binary."`
 
 	DevWorker   devWorkerCmd   `cmd:"" hidden:""`
+	DevCheckout devCheckoutCmd `cmd:"" hidden:""`
 	BenchWorker benchWorkerCmd `cmd:"" hidden:""`
 	BenchLocker benchLockerCmd `cmd:"" hidden:""`
 }

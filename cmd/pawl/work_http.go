@@ -7,30 +7,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 	"unicode/utf8"
 
 	"github.com/pawl-dev/pawl/coordinator/job"
+	"github.com/pawl-dev/pawl/coordinator/outbound"
 )
 
 const (
 	answerBytesMax     = 64 << 10 // of a result
 	answerShownMax     = 500      // of a refusal's body in the error
-	headerBytesMax     = 64 << 10
 	callTimeoutDefault = 30 * time.Second
 	callTimeoutMax     = time.Hour
-	retryAfterMax      = 24 * time.Hour
 )
-
-// errNotPublic refuses an address.
-var errNotPublic = errors.New("the address is not public; the worker's --allow-private allows it")
 
 // httpArgs are the args of pawl.http.
 type httpArgs struct {
@@ -52,70 +45,12 @@ type httpResult struct {
 
 // httpCaller calls URLs for jobs.
 type httpCaller struct {
-	client *http.Client
-	agent  string
+	transport http.RoundTripper
+	agent     string
 }
 
-// newHTTPCaller makes a caller without a proxy, whose address would be checked in place of the target's.
 func newHTTPCaller(allowPrivate bool, version string) *httpCaller {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	if !allowPrivate {
-		dialer.Control = refusePrivate
-	}
-	return &httpCaller{
-		client: &http.Client{
-			Transport: &http.Transport{
-				DialContext: dialer.DialContext, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 30 * time.Second,
-				MaxResponseHeaderBytes: headerBytesMax, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 16,
-			},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-		agent: "pawl/" + version,
-	}
-}
-
-// notPublic lists what netip.Addr has no method for: addresses that lead to this or a private network, or nowhere.
-var notPublic = func() []netip.Prefix {
-	var all []netip.Prefix
-	for _, p := range []string{
-		"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4",
-		"::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "5f00::/16", "fec0::/10",
-	} {
-		all = append(all, netip.MustParsePrefix(p))
-	}
-	return all
-}()
-
-// nat64 is where IPv4 is reached through IPv6.
-var nat64 = netip.MustParsePrefix("64:ff9b::/96")
-
-// refusePrivate is the dialer's last look before it connects, after the name was resolved: a name cannot lie to it.
-func refusePrivate(_, address string, _ syscall.RawConn) error {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return fmt.Errorf("%w: %s", errNotPublic, address)
-	}
-	if !isPublic(at.Addr()) {
-		return fmt.Errorf("%w: %s", errNotPublic, at.Addr())
-	}
-	return nil
-}
-
-func isPublic(ip netip.Addr) bool {
-	ip = ip.Unmap().WithZone("")
-	if nat64.Contains(ip) {
-		b := ip.As16()
-		ip = netip.AddrFrom4([4]byte(b[12:]))
-	}
-	if !ip.IsGlobalUnicast() || ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast() {
-		return false
-	}
-	for _, p := range notPublic {
-		if p.Contains(ip) {
-			return false
-		}
-	}
-	return true
+	return &httpCaller{transport: outbound.Transport(allowPrivate), agent: "pawl/" + version}
 }
 
 // handle makes one call.
@@ -134,7 +69,7 @@ func (c *httpCaller) handle(ctx context.Context, j *job.Job[json.RawMessage]) (a
 	if err != nil {
 		return nil, job.Discard(err)
 	}
-	resp, err := c.client.Do(req)
+	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
 		return nil, callError(ctx, req, err)
 	}
@@ -188,17 +123,16 @@ func (c *httpCaller) request(ctx context.Context, j *job.Job[json.RawMessage], a
 	return req, nil
 }
 
-// callError says what kept a call from being answered, without the URL, whose query may hold a secret.
+// callError says what kept a call from being answered.
 func callError(ctx context.Context, req *http.Request, err error) error {
-	var wrapped *url.Error
-	if errors.As(err, &wrapped) {
-		err = wrapped.Err
-	}
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
 	err = fmt.Errorf("%s %s: %w", req.Method, req.URL.Host, err)
-	if errors.Is(err, errNotPublic) || isInvalidHeader(err) {
+	switch {
+	case errors.Is(err, outbound.ErrNotPublic):
+		return job.Discard(fmt.Errorf("%w; the worker's --allow-private allows it", err))
+	case isInvalidHeader(err):
 		return job.Discard(err)
 	}
 	return err
@@ -224,7 +158,7 @@ func readAnswer(ctx context.Context, req *http.Request, resp *http.Response) (an
 	}
 	switch code := resp.StatusCode; {
 	case code == http.StatusRequestTimeout, code == http.StatusTooEarly, code == http.StatusTooManyRequests, code >= 500:
-		if wait, ok := retryAfter(resp); ok {
+		if wait, ok := outbound.RetryAfter(resp); ok {
 			return nil, job.RetryAfter(wait, err)
 		}
 		return nil, err
@@ -273,24 +207,4 @@ func wholeRunes(b []byte) []byte {
 		}
 	}
 	return b
-}
-
-// retryAfter reads when the server wants to be asked again: in seconds, or as a date by its own clock.
-func retryAfter(resp *http.Response) (time.Duration, bool) {
-	value := strings.TrimSpace(resp.Header.Get("Retry-After"))
-	if value == "" {
-		return 0, false
-	}
-	if s, err := strconv.ParseUint(value, 10, 32); err == nil {
-		return min(time.Duration(s)*time.Second, retryAfterMax), true
-	}
-	at, err := http.ParseTime(value)
-	if err != nil {
-		return 0, false
-	}
-	now, err := http.ParseTime(resp.Header.Get("Date"))
-	if err != nil {
-		now = time.Now()
-	}
-	return min(max(at.Sub(now), 0), retryAfterMax), true
 }

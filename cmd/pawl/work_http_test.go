@@ -4,16 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/pawl-dev/pawl/coordinator/job"
+	"github.com/pawl-dev/pawl/coordinator/outbound"
 )
 
 // call makes one call of pawl.http.
@@ -73,7 +72,7 @@ func TestHTTPOutcomes(t *testing.T) {
 		{"/503", job.Failed, 0, "503"},
 		{"/429", job.Failed, 7 * time.Second, "429"},
 		{"/429/date", job.Failed, 30 * time.Second, "429"},
-		{"/429/year", job.Failed, retryAfterMax, "429"},
+		{"/429/year", job.Failed, outbound.RetryAfterMax, "429"},
 		{"/hangup", job.Failed, 0, "EOF"},
 		{"/slow", job.Failed, 0, "no answer within 50ms"},
 	} {
@@ -172,30 +171,6 @@ func TestHTTPAnswer(t *testing.T) {
 		wantBody, _ := json.Marshal(c.want.Body)
 		if e.Outcome != job.Succeeded || got.Status != 200 || !bytes.Equal(gotBody, wantBody) || !bytes.Equal(got.Base64, c.want.Base64) || got.Cut != c.want.Cut {
 			t.Errorf("%.20q: %+v, %.100s", c.answer, e, gotBody)
-		}
-	}
-}
-
-func TestIsPublic(t *testing.T) {
-	t.Parallel()
-	for _, ip := range []string{"1.1.1.1", "93.184.216.34", "2606:4700::1111", "64:ff9b::101:101", "::ffff:8.8.8.8"} {
-		if !isPublic(netip.MustParseAddr(ip)) {
-			t.Errorf("%s is refused", ip)
-		}
-	}
-	for _, ip := range []string{
-		"127.0.0.1", "127.8.9.1", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "0.1.2.3",
-		"224.0.0.1", "255.255.255.255", "240.0.0.1", "198.18.0.1", "192.0.2.1",
-		"::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "ff02::1", "fec0::1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
-		"64:ff9b:1::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "2001::1", "2001:db8::1",
-	} {
-		if isPublic(netip.MustParseAddr(ip)) {
-			t.Errorf("%s is allowed", ip)
-		}
-	}
-	for _, address := range []string{"127.0.0.1:80", "[::1]:80", "/run/x.sock", ""} {
-		if err := refusePrivate("tcp", address, nil); !errors.Is(err, errNotPublic) {
-			t.Errorf("%q: %v", address, err)
 		}
 	}
 }

@@ -33,7 +33,7 @@ type HTTP struct {
 	RequestBytesMax int64
 	// RetryAfter is what a client is told that finds its key in flight or whose outcome is unknown. Default: 1 s.
 	RetryAfter time.Duration
-	// Logger receives errors that clients see as 500 and 503. Default: none.
+	// Logger receives errors that clients see as 500 and 503; where the client has gone, for debugging only. Default: none.
 	Logger *slog.Logger
 }
 
@@ -136,10 +136,10 @@ func (h HTTP) serve(pool *pgxpool.Pool, next http.Handler, w http.ResponseWriter
 	case errors.Is(err, ErrMismatch):
 		problem(w, http.StatusUnprocessableEntity, "Idempotency-Key was used already", "The key was used for another request.")
 	case errors.Is(err, ErrUnknown):
-		h.Logger.Error("outcome of a request unknown", "err", err)
+		h.complain(r, "outcome of a request unknown", err)
 		h.retry(w, http.StatusServiceUnavailable, "Outcome unknown", "Make the same request again, with the same Idempotency-Key, to learn what became of it.")
 	case err != nil:
-		h.Logger.Error("request failed and was rolled back", "err", err)
+		h.complain(r, "request failed and was rolled back", err)
 		problem(w, http.StatusInternalServerError, "Request failed", "Nothing was changed.")
 	case replayed:
 		for name, values := range out.Headers {
@@ -151,6 +151,15 @@ func (h HTTP) serve(pool *pgxpool.Pool, next http.Handler, w http.ResponseWriter
 	default:
 		held.send(w)
 	}
+}
+
+// complain logs an error, unless it is only that the client has gone.
+func (h HTTP) complain(r *http.Request, message string, err error) {
+	level := slog.LevelError
+	if r.Context().Err() != nil {
+		level = slog.LevelDebug
+	}
+	h.Logger.Log(context.WithoutCancel(r.Context()), level, message, "err", err)
 }
 
 // readKey reads the field's value: a string of structured fields, in quotes, or bare.

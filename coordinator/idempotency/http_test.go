@@ -2,7 +2,9 @@ package idempotency_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -110,6 +112,37 @@ func TestMiddlewareInFlight(t *testing.T) {
 	}
 	if w := ask(h, "POST", "/orders", "k", "a", "1"); w.Code != 409 || w.Header().Get("Retry-After") != "1" {
 		t.Errorf("status %d, Retry-After %q", w.Code, w.Header().Get("Retry-After"))
+	}
+}
+
+// A client that goes while its request is at work leaves nothing behind, and is nobody's fault; a failure of the database is.
+func TestMiddlewareLog(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	var log bytes.Buffer
+	ctx, leave := context.WithCancel(t.Context())
+	wrap, err := idempotency.Middleware(pool, idempotency.HTTP{
+		Scope: func(*http.Request) string { return "" }, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := wrap(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if _, err := idempotency.Tx(r.Context()).Exec(r.Context(), "INSERT INTO effect VALUES (1)"); err != nil {
+			t.Error(err)
+		}
+		leave()
+	}))
+	r := httptest.NewRequest("POST", "/orders", nil).WithContext(ctx)
+	r.Header.Set("Idempotency-Key", "k")
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	if w.Code != 500 || log.Len() > 0 || count(t, pool, "SELECT count(*) FROM effect") != 0 {
+		t.Errorf("the client left: status %d, logged %q", w.Code, &log)
+	}
+	pool.Close()
+	if w := ask(h, "POST", "/orders", "k", "", ""); w.Code != 500 || !strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("no database: status %d, logged %q", w.Code, &log)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -12,12 +13,12 @@ import (
 )
 
 // ConsumeTx hands up to limit events of a shard (from 0) of a subscription, made before by Create, to handle, in the transaction that also moves the position: what handle
-// writes to this database happens exactly once for each event. It returns how many events there were, 0 when none is waiting. An error of handle undoes both, and the same
+// writes to this database happens exactly once for each event. One that does nothing in it for a minute loses the transaction. It returns how many events there were, 0 when none is waiting. An error of handle undoes both, and the same
 // events come again. One consumer of a shard works at a time, others wait. handle may publish events itself. The error is handle's, ErrNotFound, ErrPaused, ErrMoved or the
 // database's.
 func ConsumeTx(ctx context.Context, pool *pgxpool.Pool, ns int16, subscription string, shard, limit int, handle func(context.Context, pgx.Tx, []Event) error) (int, error) {
 	n := 0
-	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+	err := beginFunc(ctx, pool, func(tx pgx.Tx) error {
 		var err error
 		n, err = consume(ctx, tx, max(ns, 1), subscription, shard, limit, handle)
 		return err
@@ -26,6 +27,14 @@ func ConsumeTx(ctx context.Context, pool *pgxpool.Pool, ns int16, subscription s
 		return 0, fmt.Errorf("consume %s: %w", subscription, err)
 	}
 	return n, nil
+}
+
+// consumeIdleMax ends the transaction of a consumer that has frozen in it.
+const consumeIdleMax = time.Minute
+
+func beginFunc(ctx context.Context, pool *pgxpool.Pool, do func(pgx.Tx) error) error {
+	begin := fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = %d", consumeIdleMax.Milliseconds())
+	return pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{BeginQuery: begin}, do)
 }
 
 func consume(ctx context.Context, tx pgx.Tx, ns int16, subscription string, shard, limit int, handle func(context.Context, pgx.Tx, []Event) error) (int, error) {
@@ -51,45 +60,42 @@ func consume(ctx context.Context, tx pgx.Tx, ns int16, subscription string, shar
 	if err != nil {
 		return 0, err
 	}
-	was := at.batch
-	topics, paused, empty, err := p.open(ctx, q, &at) // before this transaction has an id, which no snapshot of its own lists
-	if err != nil {
-		return 0, err
-	}
-	if paused {
-		return 0, ErrPaused
-	}
-	if was != nil {
-		at.batch = was
-	} else if empty {
-		return 0, nil
-	}
-	events, err := p.page(ctx, q, at, topics, limit)
-	if err != nil {
-		return 0, err
-	}
-	if len(events) > 0 {
-		if err := handle(ctx, tx, events); err != nil {
+	at.since = sinceThisTx
+	for {
+		// Before this transaction has an id, which no snapshot of its own lists: what holds nothing is passed over in memory.
+		was := at.batch
+		topics, paused, empty, err := p.open(ctx, q, &at)
+		switch {
+		case err != nil:
+			return 0, err
+		case paused:
+			return 0, ErrPaused
+		case was != nil:
+			at.batch = was
+		case empty:
+			return 0, nil
+		}
+		events, last, err := p.page(ctx, tx, at, topics, limit)
+		if err != nil {
 			return 0, err
 		}
+		if len(events) == 0 && (was != nil || at.batch.epoch > at.epoch) {
+			at = at.skip()
+			continue
+		}
+		if len(events) > 0 {
+			if err := handle(ctx, db.Guard(tx, errSinkEnds), events); err != nil {
+				return 0, err
+			}
+		}
+		if len(events) == 0 && at.batch.ceiling-at.mark < settleIDs && at.age < settleEvery {
+			return 0, nil // events of others, which are soon read over again
+		}
+		if last {
+			at = at.next()
+		} else {
+			at.batch.done = events[len(events)-1].Seq
+		}
+		return len(events), p.settle(ctx, q, &at, len(events), parks{}, false, true)
 	}
-	if len(events) == limit {
-		at.batch.done = events[limit-1].Seq
-	} else {
-		at = at.next()
-	}
-	return len(events), p.settleDurably(ctx, tx, &at, len(events))
-}
-
-// settleDurably settles in a transaction with effects of its own, which commits as it is set to.
-func (p place) settleDurably(ctx context.Context, tx pgx.Tx, at *position, events int) error {
-	var commit string
-	if err := tx.QueryRow(ctx, "SELECT current_setting('synchronous_commit')").Scan(&commit); err != nil {
-		return err
-	}
-	if err := p.settle(ctx, db.New(tx), at, events, parks{}, false); err != nil {
-		return err
-	}
-	_, err := tx.Exec(ctx, "SELECT set_config('synchronous_commit', $1, true)", commit)
-	return err
 }

@@ -30,7 +30,7 @@ var (
 // wrap gives errors of the database their names.
 func wrap(err error) error {
 	for code, own := range map[string]error{
-		db.CodePayloadTooLarge: ErrPayloadTooLarge, db.CodeMoved: ErrMoved, db.CodeLost: ErrLost, db.CodeGap: ErrGap, "22023": ErrInvalid, "22P02": ErrInvalid, db.CodeMisuse: ErrInvalid,
+		db.CodePayloadTooLarge: ErrPayloadTooLarge, db.CodeMoved: ErrMoved, db.CodeLost: ErrLost, db.CodeGap: ErrGap, "22023": ErrInvalid, "22P02": ErrInvalid, "22021": ErrInvalid, db.CodeMisuse: ErrInvalid,
 	} {
 		if db.Code(err) == code {
 			return fmt.Errorf("%w: %s", own, db.Message(err))

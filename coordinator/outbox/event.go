@@ -12,7 +12,7 @@ const (
 
 // Event says that something happened. Topic and Type are required when it is published; the rest may be left out.
 type Event struct {
-	// ID is the event's UUID, which a receiver may use to recognise what it has seen. Default: a new one of version 7, made by Postgres.
+	// ID is the event's UUID, which a receiver may use to recognise what it has seen. Default: a new one of version 7.
 	ID string
 	// Topic is what subscriptions choose by, such as "order".
 	Topic string

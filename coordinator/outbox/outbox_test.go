@@ -84,7 +84,7 @@ func (r *receiver) waitN(t *testing.T, n int) []outbox.Event {
 
 func texts(events []outbox.Event) string {
 	var out []string
-	for _, e := range events {
+	for _, e := range events[:min(len(events), 100)] {
 		out = append(out, e.Key+":"+string(e.Payload))
 	}
 	return strings.Join(out, " ")
@@ -274,6 +274,18 @@ func storm(t *testing.T, pool *pgxpool.Pool, writers, rounds int) {
 
 var errRolledBack = errors.New("rolled back")
 
+// count counts a key up, which locks its row, and publishes it.
+func count(ctx context.Context, tx pgx.Tx, key string) error {
+	var n int
+	if err := tx.QueryRow(ctx, "UPDATE counter SET n = n + 1 WHERE key = $1 RETURNING n", key).Scan(&n); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, "INSERT INTO counted VALUES ($1, $2)", key, n); err != nil {
+		return err
+	}
+	return outbox.Publish(ctx, tx, event(key, fmt.Sprint(n)))
+}
+
 func write(ctx context.Context, pool *pgxpool.Pool, dice *rand.Rand) error {
 	key := fmt.Sprintf("k%d", dice.IntN(5))
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
@@ -283,14 +295,7 @@ func write(ctx context.Context, pool *pgxpool.Pool, dice *rand.Rand) error {
 			}
 		}
 		count := func(tx pgx.Tx) error {
-			var n int
-			if err := tx.QueryRow(ctx, "UPDATE counter SET n = n + 1 WHERE key = $1 RETURNING n", key).Scan(&n); err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, "INSERT INTO counted VALUES ($1, $2)", key, n); err != nil {
-				return err
-			}
-			if err := outbox.Publish(ctx, tx, event(key, fmt.Sprint(n))); err != nil {
+			if err := count(ctx, tx, key); err != nil {
 				return err
 			}
 			if dice.IntN(10) == 0 {
@@ -522,6 +527,30 @@ func TestGone(t *testing.T) {
 	r.waitN(t, 1)
 }
 
+// An outbox in which nothing happens leaves no lag: the position comes to stand behind the last event.
+func TestLagOfIdle(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	r := newReceiver()
+	start(t, pool, fast("idle", r))
+	for i := range 3 {
+		publish(t, pool, event("k", fmt.Sprint(i)), event("k", fmt.Sprint(i)))
+		r.waitN(t, 2*i+2)
+	}
+	for deadline := time.Now().Add(time.Minute); ; exec(t, pool, "SELECT pg_sleep(0.01)") {
+		all, err := outbox.List(t.Context(), pool, 1, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all[0].Lag == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the lag stays %d", all[0].Lag)
+		}
+	}
+}
+
 // A consumer in the database: its effect happens once for each event, however many consumers there are and however often they fail, and what it publishes itself is not missed.
 func TestConsumeTx(t *testing.T) {
 	t.Parallel()
@@ -695,5 +724,44 @@ func TestMoved(t *testing.T) {
 	publish(t, pool, event("k", "5"))
 	if got := take(); got != "2 3 4 5" {
 		t.Errorf("after: got %q", got)
+	}
+}
+
+// Large events come in small pages, whatever Page says.
+func TestLargeEvents(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	large := make([]byte, outbox.PayloadBytesMax)
+	if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: "large"}); err != nil {
+		t.Fatal(err)
+	}
+	const all = 2*(outbox.PageBytesMax/outbox.PayloadBytesMax) + 3
+	for range all {
+		publish(t, pool, outbox.Event{Topic: "order", Type: "large", Payload: large})
+	}
+	sum := 0
+	for sum < all {
+		n, err := outbox.ConsumeTx(t.Context(), pool, 1, "large", 0, 1000, func(_ context.Context, _ pgx.Tx, got []outbox.Event) error {
+			bytes := 0
+			for _, e := range got {
+				bytes += len(e.Payload)
+			}
+			if bytes > outbox.PageBytesMax+outbox.PayloadBytesMax || len(got) < min(all-sum, 15) {
+				t.Errorf("%d bytes in a page of %d events", bytes, len(got))
+			}
+			return nil
+		})
+		if err != nil || n == 0 {
+			t.Fatalf("after %d events: %d, %v", sum, n, err)
+		}
+		sum += n
+	}
+	r := newReceiver()
+	s := fast("relayed", r)
+	start(t, pool, s)
+	r.waitN(t, all)
+	until(t, pool, "SELECT max(events) = $1 FROM pawl.subscription_batch b JOIN pawl.subscription s ON s.id = b.subscription_id WHERE s.name = 'relayed'", all)
+	if n := len(r.events()); n != all {
+		t.Errorf("%d deliveries of %d events", n, all)
 	}
 }

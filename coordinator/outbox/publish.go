@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pawl-dev/pawl/db"
@@ -23,6 +24,7 @@ func (o Outbox) ns() int16 { return max(o.Namespace, 1) }
 
 // Publish publishes events in the caller's transaction, in the order given: they exist when it commits, and leave nothing if it does not. Events of one key are delivered
 // in the order of the commits if their writers hold a lock on it before they publish, as those do that update the row it stands for; Ordered takes one for others.
+// An event is as durable as its transaction: with synchronous_commit off, or a fail-over to an asynchronous standby, it may be delivered and its transaction be undone.
 // The error is ErrInvalid, ErrPayloadTooLarge or ErrMoved, or the database's; the transaction is aborted then.
 func (o Outbox) Publish(ctx context.Context, tx pgx.Tx, events ...Event) error {
 	for len(events) > 0 {
@@ -48,6 +50,13 @@ func (o Outbox) publish(ctx context.Context, tx pgx.Tx, events []Event) error {
 		}
 		if e.Payload == nil {
 			e.Payload = []byte{}
+		}
+		if e.ID == "" { // Postgres takes a sixth of the whole call for it
+			id, err := uuid.NewV7()
+			if err != nil {
+				return err
+			}
+			e.ID = id.String()
 		}
 		if len(events) == 1 {
 			return wrap(db.New(tx).PublishEvent(ctx, db.PublishEventParams{

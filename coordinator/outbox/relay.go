@@ -1,12 +1,14 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,17 +19,23 @@ import (
 )
 
 const (
-	failuresMax  = 10          // deliveries that fail one after another, with none that succeeds, before the receiver counts as down
+	failuresMax  = 10          // attempts that fail one after another, with none that succeeds, before the receiver is left alone between them
 	parkedEvery  = time.Second // how often parked events are looked at when none is known
 	parkedSoon   = 50 * time.Millisecond
-	parkedBatch  = 100             // events of a parked key tried at once
+	parkedBatch  = 100             // events of a parked key tried at once,
+	parkedBytes  = 1 << 20         // or as many as reach this
 	pausedEvery  = time.Second     // how often a relay at work looks whether it is paused
 	settleEvery  = time.Second     // how often, at most, a position moves on over events of others,
 	settleIDs    = 1000            // or after so many
 	errorPause   = time.Second     // after an error of the database
 	stopTimeout  = 5 * time.Second // bounds what is still written after ctx has ended
+	refusalsMax  = 5               // how often an event finds the receiver down before it is put aside, so that others are tried
 	errorTextMax = 2000            // bytes of an error kept with a parked event
+	askedMax     = time.Hour       // the longest wait that a receiver may ask for, if BackoffMax is not longer
 )
+
+// PageBytesMax ends a page early, after the event that reaches it, so that large ones do not add up.
+const PageBytesMax = 16 << 20
 
 // relay hands one shard's events to the sink. Its loop reads, delivers and settles page by page; another goroutine tries parked events again.
 type relay struct {
@@ -38,10 +46,18 @@ type relay struct {
 	log  *slog.Logger
 	seed maphash.Seed
 
+	page  int   // events read at once: Page, or as many large ones as fit, or 1 after a transaction of a TxSink was lost
+	blame error // why the transaction of the next event alone was lost: it is put aside without another try
+
+	news  chan struct{} // events were parked, or a key can go on
+	since int64         // position.since of this run
+
 	mu       sync.Mutex          // held over a change of parked events and of blocked, so that both agree
 	blocked  map[string]struct{} // keys with parked events: later ones wait behind them
 	known    bool                // parked events are known of
-	failures int                 // deliveries that failed since the last that succeeded
+	failures int                 // attempts that failed since the last that succeeded
+	accepted int64               // events that the receiver has accepted
+	refusals map[int64]refusal   // of events that found it down, by number
 	down     time.Duration       // how long the receiver is left alone this time; 0: it is not down
 	until    int64               // until when, by the monotonic clock
 }
@@ -62,12 +78,7 @@ func Relay(ctx context.Context, pool *pgxpool.Pool, s Subscription, shard int, l
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	r := &relay{s: s, pool: pool, q: db.New(pool), log: log.With("subscription", s.Name, "shard", shard), seed: maphash.MakeSeed()}
-	id, _, err := create(ctx, pool, s)
-	if err != nil {
-		return stopped(ctx, err)
-	}
-	r.p = place{s.Namespace, id, int16(shard), s.Shards}
+	r := &relay{s: s, p: place{s.Namespace, 0, int16(shard), s.Shards}, pool: pool, q: db.New(pool), log: log.With("subscription", s.Name, "shard", shard), seed: maphash.MakeSeed(), page: s.Page, news: make(chan struct{}, 1)}
 	for ctx.Err() == nil {
 		err := r.run(ctx)
 		switch {
@@ -84,22 +95,26 @@ func Relay(ctx context.Context, pool *pgxpool.Pool, s Subscription, shard int, l
 	return nil
 }
 
-func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
-}
-
 // run relays from the position in the database on, until an error.
 func (r *relay) run(ctx context.Context) error {
-	if err := r.loadBlocked(ctx); err != nil {
-		return err
+	if r.p.id == 0 {
+		id, _, err := create(ctx, r.pool, r.s)
+		if err != nil {
+			return err
+		}
+		r.p.id = id
+	}
+	if err := r.q.Incarnate(ctx); err != nil {
+		return fmt.Errorf("begin incarnation: %w", wrap(err))
 	}
 	at, err := r.p.read(ctx, r.q)
 	if err != nil {
 		return err
 	}
+	if err := r.loadBlocked(ctx); err != nil { // after the position: what another relay parks from here on moves that, and is found out
+		return err
+	}
+	r.since = at.since
 	ctx, cancel := context.WithCancel(ctx)
 	var retries sync.WaitGroup
 	retries.Go(func() { r.retryParked(ctx) })
@@ -110,6 +125,7 @@ func (r *relay) run(ctx context.Context) error {
 		wait     = r.s.Poll
 		lookedAt = session.Monotonic()
 		movedAt  = session.Monotonic()
+		settled  = at.floor // in the database, where operators see it
 	)
 	for ctx.Err() == nil {
 		if at.batch == nil {
@@ -124,7 +140,7 @@ func (r *relay) run(ctx context.Context) error {
 				pause(ctx, pausedEvery)
 				continue
 			}
-			if empty {
+			if empty && (at.floor == settled || session.Monotonic()-movedAt < int64(settleEvery)) {
 				at = at.skip()
 				pause(ctx, wait)
 				wait = min(2*wait, r.s.PollMax)
@@ -148,35 +164,21 @@ func (r *relay) run(ctx context.Context) error {
 			pause(ctx, pausedEvery)
 			continue
 		}
-		events, err := r.p.page(ctx, r.q, at, topics, r.s.Page)
+		turn := r.turn
+		if r.s.SinkTx != nil {
+			turn = r.turnTx
+		}
+		got, err := turn(ctx, &at, topics, session.Monotonic()-movedAt < int64(settleEvery))
 		if err != nil {
 			return err
 		}
-		aside, ok := r.deliver(ctx, events)
-		if !ok {
-			return context.Cause(ctx)
+		if got.moved {
+			movedAt, settled = session.Monotonic(), at.floor
 		}
-		last := len(events) < r.s.Page
-		idle := last && len(events) == 0 && at.batch.epoch == at.epoch
-		switch {
-		case idle && at.batch.ceiling-at.mark < settleIDs && session.Monotonic()-movedAt < int64(settleEvery):
-			at = at.skip() // events of others, which are soon read over again
-		case last:
-			at = at.next()
-			fallthrough
-		default:
-			if !last {
-				at.batch.done = events[len(events)-1].Seq
-			}
-			if err := r.settle(ctx, &at, len(events), aside); err != nil {
-				return err
-			}
-			movedAt = session.Monotonic()
-		}
-		if len(events) > 0 {
+		if got.events > 0 {
 			wait = r.s.Poll
 		}
-		if last {
+		if got.last {
 			pause(ctx, wait)
 			wait = min(2*wait, r.s.PollMax)
 		}
@@ -184,19 +186,79 @@ func (r *relay) run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+// turned is what became of a turn.
+type turned struct {
+	events int
+	last   bool // of the batch
+	moved  bool // the position was appended
+}
+
+// turn reads a page of the open batch, delivers and settles it. lazy: a position that has moved over events of others only need not be kept.
+func (r *relay) turn(ctx context.Context, at *position, topics []string, lazy bool) (turned, error) {
+	return r.turnOn(ctx, r.pool, r.s.Sink, at, topics, lazy)
+}
+
+func (r *relay) turnOn(ctx context.Context, on DB, sink Sink, at *position, topics []string, lazy bool) (turned, error) {
+	events, last, err := r.p.page(ctx, on, *at, topics, r.page)
+	if err != nil {
+		return turned{}, err
+	}
+	aside, err := r.deliver(ctx, sink, events)
+	if err != nil {
+		return turned{}, err
+	}
+	got := turned{events: len(events), last: last}
+	if !last && len(events) < r.page {
+		r.page = len(events) // they are large: more would be read in vain
+	} else {
+		r.page = min(2*r.page, r.s.Page)
+	}
+	idle := last && len(events) == 0 && at.batch.epoch == at.epoch
+	switch {
+	case idle && at.batch.ceiling-at.mark < settleIDs && lazy:
+		*at = at.skip() // events of others, which are soon read over again
+		return got, nil
+	case last:
+		*at = at.next()
+	default:
+		at.batch.done = events[len(events)-1].Seq
+	}
+	got.moved = true
+	return got, r.settle(ctx, db.New(on), at, len(events), aside)
+}
+
 // settle settles a page, also when ctx has ended meanwhile: what was delivered need not be delivered again.
-func (r *relay) settle(ctx context.Context, at *position, events int, aside parks) error {
+func (r *relay) settle(ctx context.Context, q *db.Queries, at *position, events int, aside parks) error {
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer stop()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.p.settle(ctx, r.q, at, events, aside, r.s.Policy == Skip); err != nil {
+	if err := r.p.settle(ctx, q, at, events, aside, r.s.Policy == Skip, r.s.SinkTx != nil); err != nil {
 		return err
 	}
-	if len(aside.ids) > 0 {
-		r.known = true
-	}
+	r.block(aside)
 	return nil
+}
+
+// block has later events of the keys put aside wait behind them, also where a key was drained after its event had been read. Under mu.
+func (r *relay) block(aside parks) {
+	if len(aside.keys) > 0 {
+		r.known = true
+		r.wake()
+	}
+	for i, key := range aside.keys {
+		if key != "" && (!aside.dead[i] || r.s.Policy != Skip) {
+			r.blocked[key] = struct{}{}
+		}
+	}
+}
+
+// wake has parked events looked at now.
+func (r *relay) wake() {
+	select {
+	case r.news <- struct{}{}:
+	default:
+	}
 }
 
 func (r *relay) loadBlocked(ctx context.Context) error {
@@ -206,11 +268,11 @@ func (r *relay) loadBlocked(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.blocked = map[string]struct{}{}
+	r.blocked, r.refusals = map[string]struct{}{}, map[int64]refusal{}
 	for _, key := range keys {
 		r.blocked[key] = struct{}{}
 	}
-	r.known = true
+	r.known = true // perhaps; full finds out
 	return nil
 }
 
@@ -238,13 +300,16 @@ func (r *relay) full(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// deliver hands a page to the sink, key by key in order, several keys at once, until each event is delivered or put aside. ok is false when ctx ended before.
-func (r *relay) deliver(ctx context.Context, events []Event) (aside parks, ok bool) {
+// errDown ends the turn of a TxSink that says it is down, for no transaction is to be open while it is left alone.
+var errDown = errors.New("outbox: the receiver is down")
+
+// deliver hands a page to the sink, key by key in order, several keys at once, until each event is delivered or put aside. The error is errDown, or why ctx ended before.
+func (r *relay) deliver(ctx context.Context, sink Sink, events []Event) (aside parks, err error) {
 	lanes := r.lanes(events, &aside)
 	var mu sync.Mutex // of aside
 	for len(lanes) > 0 {
-		if !r.waitUp(ctx) {
-			return aside, false
+		if r.s.SinkTx == nil && !r.waitUp(ctx) {
+			return aside, context.Cause(ctx)
 		}
 		try := lanes
 		if r.isDown() {
@@ -252,16 +317,15 @@ func (r *relay) deliver(ctx context.Context, events []Event) (aside parks, ok bo
 		}
 		var group sync.WaitGroup
 		for i := range try {
-			group.Go(func() { try[i] = r.lane(ctx, try[i], &aside, &mu) })
+			group.Go(func() { try[i] = r.lane(ctx, sink, try[i], &aside, &mu) })
 		}
 		group.Wait()
-		if ctx.Err() != nil {
-			left := slices.ContainsFunc(lanes, func(l []Event) bool { return len(l) > 0 })
-			return aside, !left
+		lanes = slices.DeleteFunc(append(lanes[len(try):], try...), func(l []Event) bool { return len(l) == 0 }) // the next one tells the next time
+		if len(lanes) > 0 && (ctx.Err() != nil || r.s.SinkTx != nil) {
+			return aside, cmp.Or(context.Cause(ctx), errDown)
 		}
-		lanes = slices.DeleteFunc(lanes, func(l []Event) bool { return len(l) == 0 })
 	}
-	return aside, true
+	return aside, nil
 }
 
 // lanes divides a page by key. Events of keys that wait are put aside.
@@ -273,7 +337,7 @@ func (r *relay) lanes(events []Event, aside *parks) [][]Event {
 		n := i
 		if e.Key != "" {
 			if _, waits := r.blocked[e.Key]; waits {
-				aside.add(e.Seq, 0, -1, false, "")
+				aside.add(e, -1, false, "")
 				continue
 			}
 			n = int(maphash.String(r.seed, e.Key) % uint64(r.s.Parallel))
@@ -284,10 +348,10 @@ func (r *relay) lanes(events []Event, aside *parks) [][]Event {
 }
 
 // lane delivers events one call after the other and returns those that are left because the receiver is down or ctx ended.
-func (r *relay) lane(ctx context.Context, events []Event, aside *parks, mu *sync.Mutex) []Event {
+func (r *relay) lane(ctx context.Context, sink Sink, events []Event, aside *parks, mu *sync.Mutex) []Event {
 	for len(events) > 0 && ctx.Err() == nil {
 		n := min(len(events), r.s.Batch)
-		accepted, err := r.send(ctx, events[:n])
+		accepted, err := r.send(ctx, sink, events[:n:n])
 		events = events[accepted:]
 		if err == nil {
 			continue
@@ -295,48 +359,59 @@ func (r *relay) lane(ctx context.Context, events []Event, aside *parks, mu *sync
 		if ctx.Err() != nil {
 			return events
 		}
-		if r.refused(ctx, err, true) {
-			return events
-		}
 		failed := events[0]
-		retry, dead := r.judge(ctx, failed, err)
+		var (
+			retry int64
+			dead  bool
+		)
+		switch r.refused(ctx, failed, err) {
+		case leave:
+			return events
+		case putAside:
+			failed.Attempt--
+		case attempt:
+			retry, dead = r.judge(ctx, failed, err)
+		}
 		mu.Lock()
-		aside.add(failed.Seq, failed.Attempt, retry, dead, text(err))
+		aside.add(failed, retry, dead, text(err))
 		rest := events[1:]
 		if failed.Key != "" && (!dead || r.s.Policy != Skip) {
-			r.mu.Lock()
-			r.blocked[failed.Key] = struct{}{}
-			r.mu.Unlock()
-			others := make([]Event, 0, len(rest))
-			for _, e := range rest {
+			rest = make([]Event, 0, len(rest))
+			for _, e := range events[1:] {
 				if e.Key == failed.Key {
-					aside.add(e.Seq, 0, -1, false, "")
+					aside.add(e, -1, false, "")
 				} else {
-					others = append(others, e)
+					rest = append(rest, e)
 				}
 			}
-			rest = others
 		}
 		mu.Unlock()
 		events = rest
+		if r.failed(err) {
+			return events
+		}
 	}
 	return events
 }
 
-// send calls the sink, and keeps it to its word.
-func (r *relay) send(ctx context.Context, events []Event) (accepted int, err error) {
+// send calls the sink, and keeps it to its word. One that has got through some of the events when its time is over has not failed: the rest follows.
+func (r *relay) send(ctx context.Context, sink Sink, events []Event) (accepted int, err error) {
 	sctx, stop := context.WithTimeout(ctx, r.s.Timeout)
 	defer stop()
+	late := time.AfterFunc(2*r.s.Timeout, func() {
+		r.log.Error("the sink does not return, and holds up its subscription", "timeout", r.s.Timeout, "event", events[0].ID)
+	})
+	defer late.Stop()
 	defer func() {
 		if p := recover(); p != nil {
 			accepted, err = 0, fmt.Errorf("outbox: the sink panicked: %v", p)
 		}
 	}()
-	accepted, err = r.s.Sink.Send(sctx, events)
+	accepted, err = sink.Send(sctx, events)
 	if accepted < 0 || accepted > len(events) || err == nil && accepted < len(events) {
 		return 0, fmt.Errorf("outbox: the sink says that it accepted %d of %d events: %w", accepted, len(events), errors.Join(err, errors.New("its count is wrong")))
 	}
-	if accepted == len(events) {
+	if accepted == len(events) || accepted > 0 && sctx.Err() != nil {
 		err = nil
 	}
 	if accepted > 0 {
@@ -345,33 +420,76 @@ func (r *relay) send(ctx context.Context, events []Event) (accepted int, err err
 			r.log.Info("receiver is up again")
 		}
 		r.failures, r.down = 0, 0
+		r.accepted += int64(accepted)
+		for _, e := range events[:accepted] {
+			delete(r.refusals, e.Seq)
+		}
 		r.mu.Unlock()
 	}
 	return accepted, err
 }
 
-// refused tells whether err means the receiver as a whole, and leaves that alone for a while. first: of an event not parked, whose failures count towards that.
-func (r *relay) refused(ctx context.Context, err error, first bool) bool {
+// refusal is how often an event found the receiver down, and what that had accepted at the last time.
+type refusal struct {
+	times    int
+	accepted int64
+}
+
+// verdict is what becomes of an event that was not accepted.
+type verdict int
+
+const (
+	attempt  verdict = iota // it failed
+	leave                   // it is left where it is: the receiver as a whole is down
+	putAside                // it is put aside uncounted, so that others are tried
+)
+
+// refused tells whether err is of the receiver as a whole, and then leaves that alone for a while. It is not if others were accepted since the same event was refused before; to
+// find that out, one that is refused again and again gives way to others.
+func (r *relay) refused(ctx context.Context, e Event, err error) verdict {
 	if errors.Is(err, ErrGone) {
 		r.stop(ctx, "the receiver is gone: "+text(err))
-		return true
+		return leave
 	}
 	after, down := IsUnavailable(err)
+	if !down {
+		return attempt
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if first && !IsPermanent(err) {
-		r.failures++
-		down = down || r.failures > failuresMax
+	before, again := r.refusals[e.Seq]
+	if again && r.accepted > before.accepted {
+		delete(r.refusals, e.Seq)
+		return attempt
 	}
-	if !down {
+	r.refusals[e.Seq] = refusal{before.times + 1, r.accepted}
+	r.rest(max(min(after, r.askedMax()), min(max(2*r.down, r.s.Breaker), breakerMax, max(r.s.BackoffMax, r.s.Breaker))), err)
+	if before.times+1 == refusalsMax && r.s.SinkTx == nil {
+		return putAside
+	}
+	return leave
+}
+
+// failed counts an attempt that failed, and tells whether so many have failed one after another that the receiver is left alone for a while.
+func (r *relay) failed(err error) bool {
+	if IsPermanent(err) || r.s.SinkTx != nil {
 		return false
 	}
-	if now := session.Monotonic(); r.until <= now { // else others of the same moment have said so
-		r.down = min(max(2*r.down, r.s.Breaker), breakerMax, max(r.s.BackoffMax, r.s.Breaker))
-		r.until = now + int64(max(r.down, after))
-		r.log.Warn("receiver is down, waiting", "wait", max(r.down, after), "err", err)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failures++; r.failures <= failuresMax {
+		return false
 	}
+	r.rest(r.s.Breaker, err)
 	return true
+}
+
+// rest leaves the receiver alone. Under mu.
+func (r *relay) rest(wait time.Duration, err error) {
+	if now := session.Monotonic(); r.until <= now { // else others of the same moment have said so
+		r.down, r.until = wait, now+int64(wait)
+		r.log.Warn("receiver is down, waiting", "wait", wait, "err", err)
+	}
 }
 
 // stop pauses the subscription.
@@ -399,11 +517,14 @@ func (r *relay) judge(ctx context.Context, e Event, err error) (retryMS int64, d
 		wait = r.s.Backoff << shift
 	}
 	if after, ok := IsRetryAfter(err); ok {
-		wait = max(wait, after)
+		wait = max(wait, min(after, r.askedMax()))
 	}
 	r.log.Warn("event failed, its key waits", "event", e.ID, "attempt", e.Attempt, "wait", wait, "err", err)
 	return wait.Milliseconds(), false
 }
+
+// askedMax bounds the waits that a receiver asks for.
+func (r *relay) askedMax() time.Duration { return max(r.s.BackoffMax, askedMax) }
 
 func (r *relay) isDown() bool {
 	r.mu.Lock()
@@ -418,8 +539,10 @@ func (r *relay) waitUp(ctx context.Context) bool {
 		left := r.until - session.Monotonic()
 		r.mu.Unlock()
 		if left <= 0 {
-			s, err := r.q.ReadSubscription(ctx, db.ReadSubscriptionParams{Ns: r.s.Namespace, Name: r.s.Name})
-			if !r.isDown() || err == nil && !s.Paused {
+			if !r.isDown() {
+				return true
+			}
+			if s, err := r.q.ReadSubscription(ctx, db.ReadSubscriptionParams{Ns: r.s.Namespace, Name: r.s.Name}); err == nil && !s.Paused {
 				return true
 			}
 			left = int64(pausedEvery)
@@ -429,9 +552,10 @@ func (r *relay) waitUp(ctx context.Context) bool {
 	return false
 }
 
+// text is what is kept of an error: Postgres takes neither broken characters nor NUL.
 func text(err error) string {
 	out := err.Error()
-	return out[:min(len(out), errorTextMax)]
+	return strings.ReplaceAll(strings.ToValidUTF8(out[:min(len(out), errorTextMax)], "\uFFFD"), "\x00", "\uFFFD")
 }
 
 func pause(ctx context.Context, d time.Duration) {

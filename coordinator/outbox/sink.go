@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // Sink takes events to where they are wanted. Send is called by several goroutines at once, never with the same key in two of them.
@@ -17,9 +19,11 @@ import (
 //
 //	Permanent(err)     the event will never be accepted: no further attempts are made
 //	RetryAfter(err, d) an attempt failed; the next one is made no earlier than after d
-//	Unavailable(err)   the receiver as a whole is down: the breaker opens, and no attempt is counted
+//	Unavailable(err)   the receiver as a whole is down: the breaker opens, and no attempt is counted; of an event that is refused so while others are accepted, one is
 //	ErrGone            the receiver wants nothing more: the subscription is paused
 //	any other          an attempt failed; the next one is made after the subscription's backoff
+//
+// A wait that the receiver asks for is kept to an hour, or to BackoffMax if that is longer.
 type Sink interface {
 	Send(ctx context.Context, events []Event) (accepted int, err error)
 }
@@ -29,6 +33,23 @@ type SinkFunc func(ctx context.Context, events []Event) (accepted int, err error
 
 // Send calls f.
 func (f SinkFunc) Send(ctx context.Context, events []Event) (int, error) { return f(ctx, events) }
+
+// TxSink takes events to where they are wanted in the same database. What SendTx writes in tx commits with the position of the subscription: its effects happen exactly once
+// for each event. It gets events of any keys in their order, one call at a time in a shard. An error undoes what the call wrote; the events then come one by one, and one that
+// fails alone is put aside with those of its key, as with a Sink. It must not end tx, and had better not call the network: its transaction is open.
+//
+// A TxSink that has the method Committed(context.Context, *pgxpool.Pool) is called there after each commit, such as to send hints.
+type TxSink interface {
+	SendTx(ctx context.Context, tx pgx.Tx, events []Event) error
+}
+
+// TxSinkFunc is a function that is a TxSink.
+type TxSinkFunc func(ctx context.Context, tx pgx.Tx, events []Event) error
+
+// SendTx calls f.
+func (f TxSinkFunc) SendTx(ctx context.Context, tx pgx.Tx, events []Event) error {
+	return f(ctx, tx, events)
+}
 
 // ErrGone is what a sink returns when its receiver wants nothing more, for ever.
 var ErrGone = errors.New("outbox: the receiver is gone")

@@ -19,7 +19,7 @@ const (
 	Stop  Policy = "stop"  // the subscription is paused
 )
 
-// Subscription is a consumer of events with a place of its own in the outbox. Name and Sink are required; services that use the same name share the place.
+// Subscription is a consumer of events with a place of its own in the outbox. Name and a sink are required; services that use the same name share the place.
 type Subscription struct {
 	// Namespace is the number of the namespace. Default: 1, "default".
 	Namespace int16
@@ -31,13 +31,14 @@ type Subscription struct {
 	Beginning bool
 	// Shards is into how many parts, by key, it is divided, each with one relay at a time and a place of its own, 1 to 64. It is fixed when the subscription is made. Default: 1.
 	Shards int
-	// Sink is where events go.
-	Sink Sink
+	// Sink is where events go, or SinkTx, if that is the same database.
+	Sink   Sink
+	SinkTx TxSink
 	// Describe tells operators what the sink is, such as its host.
 	Describe string
-	// Parallel is how many calls of the sink a relay makes at once, by key, 1 to 1,024. Default: 8.
+	// Parallel is how many calls of the sink a relay makes at once, by key, 1 to 1,024. Default: 8. Not used with SinkTx.
 	Parallel int
-	// Page is how many events a relay reads and settles at once, 1 to 10,000. Default: 1,000.
+	// Page is how many events a relay reads and settles at once, 1 to 10,000; fewer if they reach PageBytesMax. Default: 1,000.
 	Page int
 	// Batch is how many events the sink gets in one call, 1 to Page. Default: 100.
 	Batch int
@@ -68,6 +69,9 @@ func (s Subscription) withDefaults() Subscription {
 		if *f.field == 0 {
 			*f.field = f.value
 		}
+	}
+	if s.SinkTx != nil {
+		s.Parallel = 1
 	}
 	if s.Batch == 0 {
 		s.Batch = min(100, s.Page)
@@ -103,7 +107,8 @@ func (s Subscription) Validate() error {
 		}
 	}
 	fault(s.Name == "" || len(s.Name) > 128, "Name has %d bytes, not 1 to 128", len(s.Name))
-	fault(s.Sink == nil, "Sink is missing")
+	fault(s.Sink == nil && s.SinkTx == nil, "Sink is missing")
+	fault(s.Sink != nil && s.SinkTx != nil, "Sink and SinkTx exclude each other")
 	fault(s.Shards < 1 || s.Shards > 64, "Shards %d is outside 1 to 64", s.Shards)
 	fault(s.Parallel < 1 || s.Parallel > 1024, "Parallel %d is outside 1 to 1024", s.Parallel)
 	fault(s.Page < 1 || s.Page > 10_000, "Page %d is outside 1 to 10000", s.Page)

@@ -7,10 +7,10 @@ import (
 	"github.com/pawl-dev/pawl/cmd/gosrc"
 )
 
-func TestDevReport(t *testing.T) {
+func TestGosrcReport(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	r := devReport{Run: 3, Source: "/src", Files: 1500, Workers: 2, ElapsedS: 2, JobsPerS: 750, WalkS: 1.5, Kills: 2, Sessions: 2, Attempts: 1511, Lost: 10, Failed: 1}
+	r := gosrcReport{Run: 3, Source: "/src", Files: 1500, Workers: 2, ElapsedS: 2, JobsPerS: 750, WalkS: 1.5, Kills: 2, Sessions: 2, Attempts: 1511, Lost: 10, Failed: 1}
 	r.take(gosrc.Totals{
 		"small": {Files: 1, Counts: gosrc.Counts{Lines: 10, Funcs: 1}},
 		"large": {Files: 1499, Bad: 1, Imported: 2, Counts: gosrc.Counts{Lines: 1234567, Methods: 2, Types: 3, Consts: 4, Vars: 5, Imports: 6}},

@@ -1,0 +1,63 @@
+// Package checkout is an example of effects that happen once, in services that may be killed at any moment. "pawl dev --example checkout" runs it:
+//
+//	clients ──POST /orders──▶ shop ──event──▶ relay ──webhook──▶ shipping
+//
+// [Shop] takes orders. A client that got no answer asks again with the same Idempotency-Key, as often as it likes: the order, its event and the answer are one transaction, so
+// there is one order, and each client of the key gets that one answer.
+//
+// [Relay] hands the events to shipping: at least once, those of a customer in their order. [Shipping] packs a parcel for each and notes the event's id in the same transaction, so
+// that an event that comes again is known.
+//
+// [Load] plays the clients, who are impatient, and [Prove] looks into the tables afterwards. None of the tables has a unique key that would keep an order or a parcel from being
+// there twice, on purpose: nothing but packages idempotency and outbox does.
+//
+// # Order
+//
+// The events of a customer arrive in the order in which their transactions committed, since each writer locks the customer's row before it publishes: it counts the customer's
+// orders there. Shipping counts the parcels of each customer too, and both numbers must be the same for every order.
+package checkout
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Topic is the topic of the shop's events, whose key is the customer, and OrderPlaced the type of those of new orders, whose payload is an Order.
+const (
+	Topic       = "checkout.order"
+	OrderPlaced = "order.placed"
+)
+
+// Order is an order as the shop answers with it and tells others of it.
+type Order struct {
+	ID       int64  `json:"id,string"`
+	Customer string `json:"customer"`
+	Number   int    `json:"number"` // among the customer's orders, from 1
+	Item     string `json:"item"`
+	Cents    int64  `json:"cents"`
+}
+
+const (
+	headerTimeout = 10 * time.Second // for the first lines of a request
+	drain         = 5 * time.Second  // for requests at work when a service is to stop
+)
+
+// Serve serves until ctx ends, lets requests at work finish, and returns nil.
+func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout}
+	stopped := make(chan struct{})
+	defer context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+		defer cancel()
+		_ = server.Shutdown(ctx) // who is not finished is cut off with the process, and asks again
+	})()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	<-stopped
+	return nil
+}

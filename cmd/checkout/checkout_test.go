@@ -1,0 +1,315 @@
+package checkout_test
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/cmd/checkout"
+	"github.com/pawl-dev/pawl/coordinator/outbox"
+	"github.com/pawl-dev/pawl/coordinator/outbox/webhook"
+	"github.com/pawl-dev/pawl/db/dbtest"
+)
+
+const (
+	ns       = 1
+	secret   = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+	patience = time.Minute
+)
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// newPool is a database with the example's tables.
+func newPool(t *testing.T) *pgxpool.Pool {
+	t.Helper()
+	pool := dbtest.New(t)
+	for range 2 { // the second finds all of it
+		if err := checkout.Create(t.Context(), pool, ns); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return pool
+}
+
+// serve runs a service until the test ends, and returns its URL.
+func serve(t *testing.T, h http.Handler, err error) string {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	background(t, func(ctx context.Context) error { return checkout.Serve(ctx, l, h) })
+	return "http://" + l.Addr().String()
+}
+
+func background(t *testing.T, run func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func serveShop(t *testing.T, pool *pgxpool.Pool) string {
+	t.Helper()
+	h, err := checkout.Shop(pool, ns, quiet)
+	return serve(t, h, err)
+}
+
+func serveShipping(t *testing.T, pool *pgxpool.Pool) string {
+	t.Helper()
+	h, err := checkout.Shipping(pool, ns, secret, quiet)
+	return serve(t, h, err)
+}
+
+// reply is what a service answered.
+type reply struct {
+	status         int
+	location, body string
+	replayed       bool
+}
+
+func ask(t *testing.T, method, url, customer, key, body string) reply {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if customer != "" {
+		r.SetBasicAuth(customer, "")
+	}
+	if key != "" {
+		r.Header.Set("Idempotency-Key", key)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reply{resp.StatusCode, resp.Header.Get("Location"), string(text), resp.Header.Get("Idempotent-Replayed") == "true"}
+}
+
+func scan[T any](t *testing.T, on checkout.DB, sql string, args ...any) (got T) {
+	t.Helper()
+	if err := on.QueryRow(t.Context(), sql, args...).Scan(&got); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return got
+}
+
+// until looks again and again until what is waited for has come.
+func until(t *testing.T, what string, come func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(patience)
+	for !come() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("%s: still waiting", what)
+		}
+	}
+}
+
+const (
+	tea    = `{"item":"tea","cents":450}`
+	coffee = `{"item":"coffee","cents":500}`
+)
+
+func TestShop(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	url := serveShop(t, pool)
+	for _, c := range []struct {
+		what, method, path, customer, key, body string
+		status                                  int
+		replayed                                bool
+		location                                string
+		text                                    string // of the body
+	}{
+		{"nobody", "POST", "/orders", "", "a", tea, 401, false, "", "who are you?"},
+		{"no key", "POST", "/orders", "ada", "", tea, 400, false, "", "Idempotency-Key"},
+		{"first", "POST", "/orders", "ada", "a", tea, 201, false, "/orders/1", `{"id":"1","customer":"ada","number":1,"item":"tea","cents":450}`},
+		{"again", "POST", "/orders", "ada", "a", tea, 201, true, "/orders/1", `{"id":"1","customer":"ada","number":1,"item":"tea","cents":450}`},
+		{"another order", "POST", "/orders", "ada", "a", coffee, 422, false, "", "used"},
+		{"another key", "POST", "/orders", "ada", "b", coffee, 201, false, "/orders/2", `"number":2,"item":"coffee"`},
+		{"another customer", "POST", "/orders", "alan", "a", coffee, 201, false, "/orders/3", `"customer":"alan","number":1`},
+		{"for another", "POST", "/orders", "alan", "c", `{"customer":"ada","id":"9","number":9,"item":"ink","cents":1}`, 201, false, "/orders/4", `{"id":"4","customer":"alan","number":2`},
+		{"no item", "POST", "/orders", "ada", "d", `{"cents":450}`, 400, false, "", "an order is of the form"},
+		{"no item again", "POST", "/orders", "ada", "d", `{"cents":450}`, 400, true, "", "an order is of the form"},
+		{"for nothing", "POST", "/orders", "ada", "e", `{"item":"tea","cents":0}`, 400, false, "", "an order is of the form"},
+		{"no JSON", "POST", "/orders", "ada", "f", `tea`, 400, false, "", "an order is of the form"},
+		{"show", "GET", "/orders/2", "ada", "", "", 200, false, "", `{"id":"2","customer":"ada","number":2,"item":"coffee","cents":500}`},
+		{"of another", "GET", "/orders/2", "alan", "", "", 404, false, "", "no such order"},
+		{"no number", "GET", "/orders/x", "ada", "", "", 404, false, "", "no such order"},
+	} {
+		got := ask(t, c.method, url+c.path, c.customer, c.key, c.body)
+		if got.status != c.status || got.replayed != c.replayed || got.location != c.location || !strings.Contains(got.body, c.text) {
+			t.Errorf("%s: got %+v, want %+v", c.what, got, c)
+		}
+	}
+	events, err := outbox.Events(t.Context(), pool, ns, outbox.Filter{Key: "ada"}, 10)
+	if err != nil || len(events) != 2 {
+		t.Fatalf("%d events of ada, %v, want 2", len(events), err)
+	}
+	var o checkout.Order
+	newest := events[0]
+	if err := json.Unmarshal(newest.Payload, &o); err != nil || o != (checkout.Order{ID: 2, Customer: "ada", Number: 2, Item: "coffee", Cents: 500}) {
+		t.Errorf("the event tells of %+v, %v", o, err)
+	}
+	if newest.Topic != checkout.Topic || newest.Type != checkout.OrderPlaced {
+		t.Errorf("got an event %+v", newest)
+	}
+}
+
+// An order whose event cannot be published, or whose answer cannot be stored, is not placed. The client asks again, which helps once the reason is gone.
+func TestShop_together(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	url := serveShop(t, pool)
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, table := range []string{"pawl.outbox_event", "pawl.idempotency_key"} {
+		exec("ALTER TABLE " + table + " ADD CONSTRAINT is_full CHECK (false) NOT VALID")
+		if got := ask(t, "POST", url+"/orders", "ada", table, tea); got.status < 500 {
+			t.Errorf("%s is full: got %+v", table, got)
+		}
+		exec("ALTER TABLE " + table + " DROP CONSTRAINT is_full")
+	}
+	n := scan[int](t, pool, "SELECT (SELECT count(*) FROM checkout.orders) + (SELECT count(*) FROM checkout.customer) + (SELECT count(*) FROM pawl.outbox_event)")
+	if n != 0 {
+		t.Errorf("%d rows are left", n)
+	}
+	for _, key := range []string{"pawl.outbox_event", "pawl.idempotency_key"} {
+		if got := ask(t, "POST", url+"/orders", "ada", key, tea); got.status != 201 || got.replayed {
+			t.Errorf("got %+v, want an order", got)
+		}
+	}
+}
+
+// An event that comes again is known; one that is no order is given up; who does not know the secret is refused.
+func TestShipping(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	url := serveShipping(t, pool)
+	deliver := func(secret string, e outbox.Event) error {
+		sink, err := webhook.New(webhook.Config{URL: url, Secrets: []string{secret}, AllowPrivate: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = sink.Send(t.Context(), []outbox.Event{e})
+		return err
+	}
+	event := func(id string, payload string) outbox.Event {
+		return outbox.Event{ID: "01a210cf-3336-787a-aee3-00000000000" + id, Topic: checkout.Topic, Key: "ada", Type: checkout.OrderPlaced, Payload: []byte(payload)}
+	}
+	for range 3 {
+		if err := deliver(secret, event("1", `{"id":"7","customer":"ada","number":1,"cents":450}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := deliver(secret, event("2", `{"id":"9","customer":"ada","number":2,"cents":50}`)); err != nil {
+		t.Fatal(err)
+	}
+	other := event("3", `{}`)
+	other.Type = "order.forgotten"
+	if err := deliver(secret, other); err != nil {
+		t.Errorf("another type of event: %v, want that it is passed over", err)
+	}
+	if err := deliver(secret, event("4", `[]`)); !outbox.IsPermanent(err) {
+		t.Errorf("no order: got %v, want a permanent error", err)
+	}
+	if err := deliver(strings.Replace(secret, "M", "N", 1), event("5", `{"id":"10","customer":"ada","number":3,"cents":50}`)); err == nil {
+		t.Error("an event with another secret was taken")
+	}
+	got := scan[string](t, pool, "SELECT string_agg(order_id || '/' || parcel_number, ' ' ORDER BY parcel_number) FROM checkout.parcel")
+	if want := "7/1 9/2"; got != want {
+		t.Errorf("packed %q, want %q", got, want)
+	}
+	if got := scan[string](t, pool, "SELECT customer || ' ' || parcels || ' ' || cents FROM checkout.recipient"); got != "ada 2 500" {
+		t.Errorf("counted %q", got)
+	}
+	if n := scan[int](t, pool, "SELECT count(*) FROM checkout.repeat"); n != 2 {
+		t.Errorf("%d events came again, want 2", n)
+	}
+}
+
+// All of it in one process: orders come to shipping by the relay.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	run := finish(t, pool, 40)
+	figures, claims, err := checkout.Prove(t.Context(), pool, run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range claims {
+		for _, line := range c.Differences {
+			t.Error(line)
+		}
+		if c.Count == 0 {
+			t.Errorf("nothing was proved of %s", c.Of)
+		}
+	}
+	f := figures
+	if f.Keys != 40 || f.Orders != 40 || f.Parcels != 40 || f.Others != 4 || f.Clients < 2*40 || f.ExampleKey == "" || f.ExampleOrder == 0 || f.ExampleCustomer == "" {
+		t.Errorf("got %+v", f)
+	}
+}
+
+// finish runs the example until nothing is left to do, and returns the run.
+func finish(t *testing.T, pool *pgxpool.Pool, orders int) int64 {
+	t.Helper()
+	shipping := serveShipping(t, pool)
+	background(t, func(ctx context.Context) error {
+		return checkout.Relay(ctx, pool, checkout.RelayConfig{Namespace: ns, Name: "relay", URL: shipping, Secret: secret, Logger: quiet})
+	})
+	run, requests, err := checkout.Start(t.Context(), pool, orders)
+	if err != nil {
+		t.Fatal(err)
+	}
+	load := checkout.NewLoad(serveShop(t, pool))
+	answers, err := load.Run(t.Context(), requests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tally := load.Tally(); load.Done() != orders || tally.Answers != len(answers) || tally.Replayed == 0 {
+		t.Errorf("%d of %d orders placed, %+v", load.Done(), orders, tally)
+	}
+	if err := checkout.Record(t.Context(), pool, run, answers); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "shipping", func() bool {
+		p, err := checkout.ReadProgress(t.Context(), pool, ns, run)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.Waiting == 0 && p.Parcels >= orders
+	})
+	return run
+}

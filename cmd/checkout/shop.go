@@ -1,0 +1,127 @@
+package checkout
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/coordinator/idempotency"
+	"github.com/pawl-dev/pawl/coordinator/outbox"
+)
+
+// shop takes orders and tells of them.
+type shop struct {
+	pool   *pgxpool.Pool
+	outbox outbox.Outbox
+	log    *slog.Logger
+}
+
+// Shop is the HTTP interface of the shop. The customer is the user name of basic authentication; the example asks for no password.
+//
+//	POST /orders        with Idempotency-Key and {"item": "tea", "cents": 450}: 201, the order, and its Location; 400 if it is not to be had
+//	GET  /orders/{id}   200 and the order, to the customer whose it is
+func Shop(pool *pgxpool.Pool, ns int16, log *slog.Logger) (http.Handler, error) {
+	s := &shop{pool, outbox.Outbox{Namespace: ns}, log}
+	once, err := idempotency.Middleware(pool, idempotency.HTTP{Options: idempotency.Options{Namespace: ns}, Scope: customer, Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("POST /orders", once(http.HandlerFunc(s.place)))
+	mux.HandleFunc("GET /orders/{id}", s.show)
+	return authenticated(mux), nil
+}
+
+// place runs once for a key, in the transaction that also stores its answer.
+func (s *shop) place(w http.ResponseWriter, r *http.Request) {
+	var wish struct {
+		Item  string `json:"item"`
+		Cents int64  `json:"cents"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&wish); err != nil || wish.Item == "" || wish.Cents <= 0 {
+		http.Error(w, `an order is of the form {"item": "tea", "cents": 450}`, http.StatusBadRequest)
+		return
+	}
+	o := Order{Customer: customer(r), Item: wish.Item, Cents: wish.Cents}
+	if err := s.write(r.Context(), idempotency.Tx(r.Context()), &o); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	w.Header().Set("Location", fmt.Sprintf("/orders/%d", o.ID))
+	answer(w, http.StatusCreated, o)
+}
+
+// write writes an order and publishes its event. The lock on the customer's row is held to the commit, and so the customer's events follow one another.
+func (s *shop) write(ctx context.Context, tx pgx.Tx, o *Order) error {
+	err := tx.QueryRow(ctx, `
+		INSERT INTO checkout.customer AS c (id, orders)
+		VALUES ($1, 1)
+		ON CONFLICT (id) DO UPDATE SET orders = c.orders + 1
+		RETURNING orders`, o.Customer).Scan(&o.Number)
+	if err != nil {
+		return err
+	}
+	err = tx.QueryRow(ctx, `
+		INSERT INTO checkout.orders (customer, number, item, cents)
+		VALUES ($1, $2, $3, $4)
+		RETURNING id`, o.Customer, o.Number, o.Item, o.Cents).Scan(&o.ID)
+	if err != nil {
+		return err
+	}
+	payload, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	return s.outbox.Publish(ctx, tx, outbox.Event{Topic: Topic, Key: o.Customer, Type: OrderPlaced, Payload: payload})
+}
+
+func (s *shop) show(w http.ResponseWriter, r *http.Request) {
+	id, _ := strconv.ParseInt(r.PathValue("id"), 10, 64) // 0 is nobody's
+	o := Order{ID: id, Customer: customer(r)}
+	err := s.pool.QueryRow(r.Context(), "SELECT number, item, cents FROM checkout.orders WHERE id = $1 AND customer = $2", o.ID, o.Customer).Scan(&o.Number, &o.Item, &o.Cents)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		http.Error(w, "no such order", http.StatusNotFound)
+	case err != nil:
+		s.fail(w, r, err)
+	default:
+		answer(w, http.StatusOK, o)
+	}
+}
+
+// fail asks the client to try again. Of a place, the transaction is rolled back.
+func (s *shop) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() == nil { // else it is the client that has gone
+		s.log.Error("request failed", "err", err)
+	}
+	http.Error(w, "try again", http.StatusServiceUnavailable)
+}
+
+func answer(w http.ResponseWriter, status int, o Order) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(o)
+}
+
+func authenticated(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if customer(r) == "" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="shop"`)
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func customer(r *http.Request) string {
+	name, _, _ := r.BasicAuth()
+	return name
+}
