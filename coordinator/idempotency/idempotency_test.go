@@ -31,6 +31,31 @@ func effect(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
 	return idempotency.Response{Status: 201, Headers: map[string][]string{"Location": {"/orders/1"}}, Body: []byte("made")}, err
 }
 
+// patience bounds every wait of these tests; what is waited for comes much earlier.
+const patience = time.Minute
+
+// until polls for a condition that no signal announces.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(patience)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("waited in vain for: %s", what)
+		}
+	}
+}
+
+func exec(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
+	t.Helper()
+	if _, err := pool.Exec(context.Background(), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
 func count(t *testing.T, pool *pgxpool.Pool, sql string) (n int) {
 	t.Helper()
 	if err := pool.QueryRow(t.Context(), sql).Scan(&n); err != nil {
@@ -133,7 +158,7 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, err := idempotency.Do(t.Context(), pool, key, nil, idempotency.Options{}, func(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
-		if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, 10)"); n != 0 {
+		if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, '90 days', 10)"); n != 0 {
 			t.Errorf("%d keys in progress removed", n)
 		}
 		return effect(ctx, tx)
@@ -141,13 +166,14 @@ func TestSweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, 10)"); n != 0 {
+	if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, '90 days', 10)"); n != 0 {
 		t.Errorf("%d fresh keys removed", n)
 	}
 	if _, err := pool.Exec(t.Context(), "UPDATE pawl.idempotency_key SET expires_at = now() - interval '1 s'"); err != nil {
 		t.Fatal(err)
 	}
-	if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, 10)"); n != 1 {
+	exec(t, pool, "DELETE FROM pawl.idempotency_floor") // the sweep had been past that time
+	if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, '90 days', 10)"); n != 1 {
 		t.Errorf("%d expired keys removed, want 1", n)
 	}
 }
