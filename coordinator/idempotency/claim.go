@@ -95,7 +95,6 @@ func (r request) claim(ctx context.Context) (out Response, replayed bool, c *Cla
 }
 
 func (c *Claim) run(ctx context.Context, fn func(context.Context, *Claim) (Response, error)) (out Response, err error) {
-	c.fail("claimed")
 	outer := ctx
 	ctx, end := context.WithCancelCause(ctx)
 	var keeper sync.WaitGroup
@@ -108,6 +107,7 @@ func (c *Claim) run(ctx context.Context, fn func(context.Context, *Claim) (Respo
 			c.giveUp(outer)
 		}
 	}()
+	c.fail("claimed")
 	out, err = fn(ctx, c)
 	if err == nil {
 		err = c.fault
