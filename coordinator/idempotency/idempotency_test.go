@@ -147,37 +147,6 @@ func TestDoAgain(t *testing.T) {
 	}
 }
 
-// The sweep removes what has expired, but no key that a transaction is at work on.
-func TestSweep(t *testing.T) {
-	t.Parallel()
-	pool := open(t)
-	if _, _, err := idempotency.Do(t.Context(), pool, key, nil, idempotency.Options{}, effect); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := pool.Exec(t.Context(), "UPDATE pawl.idempotency_key SET expires_at = now() - interval '1 s'"); err != nil {
-		t.Fatal(err)
-	}
-	_, _, err := idempotency.Do(t.Context(), pool, key, nil, idempotency.Options{}, func(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
-		if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, '90 days', 10)"); n != 0 {
-			t.Errorf("%d keys in progress removed", n)
-		}
-		return effect(ctx, tx)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, '90 days', 10)"); n != 0 {
-		t.Errorf("%d fresh keys removed", n)
-	}
-	if _, err := pool.Exec(t.Context(), "UPDATE pawl.idempotency_key SET expires_at = now() - interval '1 s'"); err != nil {
-		t.Fatal(err)
-	}
-	exec(t, pool, "DELETE FROM pawl.idempotency_floor") // the sweep had been past that time
-	if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, '90 days', 10)"); n != 1 {
-		t.Errorf("%d expired keys removed, want 1", n)
-	}
-}
-
 // Two transactions with one message: the second waits, and sees it unless the first is rolled back.
 func TestOnce(t *testing.T) {
 	t.Parallel()
