@@ -267,8 +267,10 @@ func (q *Queries) FinishKey(ctx context.Context, arg FinishKeyParams) error {
 const listClaims = `-- name: ListClaims :many
 SELECT c.scope::text AS scope, c.key::text AS key, c.token::bigint AS token, c.holder::text AS holder, c.claims::int AS claims, c.created_at::timestamptz AS created_at,
   c.claimed_at::timestamptz AS claimed_at, c.until::timestamptz AS until,
-  coalesce((SELECT p.name FROM pawl.idempotency_point p WHERE p.ns = c.ns AND p.key = c.key AND p.scope = c.scope ORDER BY p.n DESC LIMIT 1), '')::text AS point
+  coalesce(p.name, '')::text AS point, coalesce(p.token, 0)::bigint AS point_token, coalesce(p.output, 'null')::json AS output, coalesce(p.at, c.created_at)::timestamptz AS at
 FROM pawl.idempotency_claim c
+LEFT JOIN LATERAL (
+  SELECT x.name, x.token, x.output, x.at FROM pawl.idempotency_point x WHERE x.ns = c.ns AND x.key = c.key AND x.scope = c.scope ORDER BY x.n DESC LIMIT 1) p ON true
 WHERE c.ns = $1::smallint
 ORDER BY c.created_at
 LIMIT $2::int
@@ -280,18 +282,21 @@ type ListClaimsParams struct {
 }
 
 type ListClaimsRow struct {
-	Scope     string
-	Key       string
-	Token     int64
-	Holder    string
-	Claims    int32
-	CreatedAt time.Time
-	ClaimedAt time.Time
-	Until     time.Time
-	Point     string
+	Scope      string
+	Key        string
+	Token      int64
+	Holder     string
+	Claims     int32
+	CreatedAt  time.Time
+	ClaimedAt  time.Time
+	Until      time.Time
+	Point      string
+	PointToken int64
+	Output     []byte
+	At         time.Time
 }
 
-// Phased requests in progress, the oldest first; point ”: they have reached none.
+// Phased requests in progress, the oldest first, and their newest points; point ”: they have reached none.
 func (q *Queries) ListClaims(ctx context.Context, arg ListClaimsParams) ([]ListClaimsRow, error) {
 	rows, err := q.db.Query(ctx, listClaims, arg.Ns, arg.LimitRows)
 	if err != nil {
@@ -311,6 +316,9 @@ func (q *Queries) ListClaims(ctx context.Context, arg ListClaimsParams) ([]ListC
 			&i.ClaimedAt,
 			&i.Until,
 			&i.Point,
+			&i.PointToken,
+			&i.Output,
+			&i.At,
 		); err != nil {
 			return nil, err
 		}

@@ -49,11 +49,13 @@ ORDER BY p.scope, p.n
 LIMIT @limit_rows::int;
 
 -- name: ListClaims :many
--- Phased requests in progress, the oldest first; point '': they have reached none.
+-- Phased requests in progress, the oldest first, and their newest points; point '': they have reached none.
 SELECT c.scope::text AS scope, c.key::text AS key, c.token::bigint AS token, c.holder::text AS holder, c.claims::int AS claims, c.created_at::timestamptz AS created_at,
   c.claimed_at::timestamptz AS claimed_at, c.until::timestamptz AS until,
-  coalesce((SELECT p.name FROM pawl.idempotency_point p WHERE p.ns = c.ns AND p.key = c.key AND p.scope = c.scope ORDER BY p.n DESC LIMIT 1), '')::text AS point
+  coalesce(p.name, '')::text AS point, coalesce(p.token, 0)::bigint AS point_token, coalesce(p.output, 'null')::json AS output, coalesce(p.at, c.created_at)::timestamptz AS at
 FROM pawl.idempotency_claim c
+LEFT JOIN LATERAL (
+  SELECT x.name, x.token, x.output, x.at FROM pawl.idempotency_point x WHERE x.ns = c.ns AND x.key = c.key AND x.scope = c.scope ORDER BY x.n DESC LIMIT 1) p ON true
 WHERE c.ns = @ns::smallint
 ORDER BY c.created_at
 LIMIT @limit_rows::int;

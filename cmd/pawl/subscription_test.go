@@ -6,7 +6,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pawl-dev/pawl/coordinator/idempotency"
 	"github.com/pawl-dev/pawl/coordinator/outbox"
 )
 
@@ -67,18 +66,4 @@ func TestSubscription(t *testing.T) {
 		}
 		mentions(t, must(t, c.code, url, c.args...), c.want...)
 	}
-}
-
-func TestIdempotencyShow(t *testing.T) {
-	t.Parallel()
-	pool, url := openPool(t)
-	refused(t, exitNotFound, url, []string{"idempotency", "show", "k"}, "no answer is stored")
-	_, _, err := idempotency.Do(t.Context(), pool, idempotency.Key{Scope: "client 7", Key: "k"}, nil, idempotency.Options{},
-		func(context.Context, pgx.Tx) (idempotency.Response, error) {
-			return idempotency.Response{Status: 201, Body: []byte("made")}, nil
-		})
-	if err != nil {
-		t.Fatal(err)
-	}
-	mentions(t, must(t, exitOK, url, "idempotency", "show", "k"), "client 7", "201", "made")
 }

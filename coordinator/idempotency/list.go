@@ -93,7 +93,7 @@ func List(ctx context.Context, on DB, ns int16, limit int) ([]Stored, error) {
 	for i, r := range rows {
 		out[i] = Stored{Key: Key{r.Scope, r.Key}, Progress: &Progress{r.CreatedAt, int(r.Claims), r.Holder, r.Token, r.ClaimedAt, r.Until}}
 		if r.Point != "" {
-			out[i].Points = []Point{{Name: r.Point}}
+			out[i].Points = []Point{{r.Point, r.Output, r.PointToken, r.At}}
 		}
 	}
 	return out, nil
