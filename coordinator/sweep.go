@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pawl-dev/pawl/coordinator/idempotency"
 	"github.com/pawl-dev/pawl/coordinator/job"
 	"github.com/pawl-dev/pawl/coordinator/session"
 	"github.com/pawl-dev/pawl/db"
@@ -164,7 +165,7 @@ func (c *Coordinator) sweepDedupe(ctx context.Context, r *Report) error {
 // sweepIdempotency removes what has expired.
 func (c *Coordinator) sweepIdempotency(ctx context.Context, r *Report) error {
 	for range passesMax {
-		n, err := c.q.SweepIdempotency(ctx, db.SweepIdempotencyParams{Ns: c.conf.Namespace, LimitRows: expiredMax})
+		n, err := c.q.SweepIdempotency(ctx, db.SweepIdempotencyParams{Ns: c.conf.Namespace, Keep: idempotency.AbandonedKeep, LimitRows: expiredMax})
 		if err != nil {
 			return err
 		}

@@ -10,9 +10,135 @@ import (
 	"time"
 )
 
+const advanceKey = `-- name: AdvanceKey :exec
+SELECT pawl.idempotency_advance($1::smallint, $2::text, $3::text, $4::bigint, $5::int, $6::text, nullif($7::text, '')::json, NULL)
+`
+
+type AdvanceKeyParams struct {
+	Ns     int16
+	Scope  string
+	Key    string
+	Token  int64
+	N      int32
+	Name   string
+	Output string
+}
+
+// A phase whose effect is elsewhere. Its output, ” stands for NULL.
+func (q *Queries) AdvanceKey(ctx context.Context, arg AdvanceKeyParams) error {
+	_, err := q.db.Exec(ctx, advanceKey,
+		arg.Ns,
+		arg.Scope,
+		arg.Key,
+		arg.Token,
+		arg.N,
+		arg.Name,
+		arg.Output,
+	)
+	return err
+}
+
+const claimKey = `-- name: ClaimKey :one
+SELECT what::text AS what, coalesce(status, 0)::int AS status, coalesce(headers, 'null')::json AS headers, body::bytea AS body, coalesce(token, 0)::bigint AS token,
+  coalesce(points, '[]')::json AS points
+FROM pawl.idempotency_claim($1::smallint, $2::text, $3::text, $4::bytea, $5::text, $6::interval)
+`
+
+type ClaimKeyParams struct {
+	Ns          int16
+	Scope       string
+	Key         string
+	Fingerprint []byte
+	Holder      string
+	Lease       time.Duration
+}
+
+type ClaimKeyRow struct {
+	What    string
+	Status  int32
+	Headers []byte
+	Body    []byte
+	Token   int64
+	Points  []byte
+}
+
+func (q *Queries) ClaimKey(ctx context.Context, arg ClaimKeyParams) (ClaimKeyRow, error) {
+	row := q.db.QueryRow(ctx, claimKey,
+		arg.Ns,
+		arg.Scope,
+		arg.Key,
+		arg.Fingerprint,
+		arg.Holder,
+		arg.Lease,
+	)
+	var i ClaimKeyRow
+	err := row.Scan(
+		&i.What,
+		&i.Status,
+		&i.Headers,
+		&i.Body,
+		&i.Token,
+		&i.Points,
+	)
+	return i, err
+}
+
+const findClaims = `-- name: FindClaims :many
+SELECT c.scope::text AS scope, c.token::bigint AS token, c.holder::text AS holder, c.claims::int AS claims, c.created_at::timestamptz AS created_at,
+  c.claimed_at::timestamptz AS claimed_at, c.until::timestamptz AS until
+FROM pawl.idempotency_claim c
+WHERE c.ns = $1::smallint AND c.key = $2::text
+ORDER BY c.scope
+LIMIT $3::int
+`
+
+type FindClaimsParams struct {
+	Ns        int16
+	Key       string
+	LimitRows int32
+}
+
+type FindClaimsRow struct {
+	Scope     string
+	Token     int64
+	Holder    string
+	Claims    int32
+	CreatedAt time.Time
+	ClaimedAt time.Time
+	Until     time.Time
+}
+
+func (q *Queries) FindClaims(ctx context.Context, arg FindClaimsParams) ([]FindClaimsRow, error) {
+	rows, err := q.db.Query(ctx, findClaims, arg.Ns, arg.Key, arg.LimitRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []FindClaimsRow
+	for rows.Next() {
+		var i FindClaimsRow
+		if err := rows.Scan(
+			&i.Scope,
+			&i.Token,
+			&i.Holder,
+			&i.Claims,
+			&i.CreatedAt,
+			&i.ClaimedAt,
+			&i.Until,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const findKeys = `-- name: FindKeys :many
-SELECT k.scope::text AS scope, k.key::text AS key, k.status::int AS status, coalesce(k.headers, 'null')::json AS headers, k.body::bytea AS body,
-  k.created_at::timestamptz AS created_at, k.expires_at::timestamptz AS expires_at
+SELECT k.scope::text AS scope, k.status::int AS status, coalesce(k.headers, 'null')::json AS headers, k.body::bytea AS body, k.created_at::timestamptz AS created_at,
+  k.expires_at::timestamptz AS expires_at
 FROM pawl.idempotency_key k
 WHERE k.ns = $1::smallint AND k.key = $2::text
 ORDER BY k.scope
@@ -27,7 +153,6 @@ type FindKeysParams struct {
 
 type FindKeysRow struct {
 	Scope     string
-	Key       string
 	Status    int32
 	Headers   []byte
 	Body      []byte
@@ -46,7 +171,6 @@ func (q *Queries) FindKeys(ctx context.Context, arg FindKeysParams) ([]FindKeysR
 		var i FindKeysRow
 		if err := rows.Scan(
 			&i.Scope,
-			&i.Key,
 			&i.Status,
 			&i.Headers,
 			&i.Body,
@@ -63,36 +187,209 @@ func (q *Queries) FindKeys(ctx context.Context, arg FindKeysParams) ([]FindKeysR
 	return items, nil
 }
 
+const findPoints = `-- name: FindPoints :many
+SELECT p.scope::text AS scope, p.name::text AS name, p.token::bigint AS token, coalesce(p.output, 'null')::json AS output, p.at::timestamptz AS at
+FROM pawl.idempotency_point p
+WHERE p.ns = $1::smallint AND p.key = $2::text
+ORDER BY p.scope, p.n
+LIMIT $3::int
+`
+
+type FindPointsParams struct {
+	Ns        int16
+	Key       string
+	LimitRows int32
+}
+
+type FindPointsRow struct {
+	Scope  string
+	Name   string
+	Token  int64
+	Output []byte
+	At     time.Time
+}
+
+func (q *Queries) FindPoints(ctx context.Context, arg FindPointsParams) ([]FindPointsRow, error) {
+	rows, err := q.db.Query(ctx, findPoints, arg.Ns, arg.Key, arg.LimitRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []FindPointsRow
+	for rows.Next() {
+		var i FindPointsRow
+		if err := rows.Scan(
+			&i.Scope,
+			&i.Name,
+			&i.Token,
+			&i.Output,
+			&i.At,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const finishKey = `-- name: FinishKey :exec
+SELECT pawl.idempotency_finish($1::smallint, $2::text, $3::text, $4::bigint, $5::int, nullif($6::text, '')::json, $7::bytea, $8::interval)
+`
+
+type FinishKeyParams struct {
+	Ns      int16
+	Scope   string
+	Key     string
+	Token   int64
+	Status  int32
+	Headers string
+	Body    []byte
+	TTL     time.Duration
+}
+
+func (q *Queries) FinishKey(ctx context.Context, arg FinishKeyParams) error {
+	_, err := q.db.Exec(ctx, finishKey,
+		arg.Ns,
+		arg.Scope,
+		arg.Key,
+		arg.Token,
+		arg.Status,
+		arg.Headers,
+		arg.Body,
+		arg.TTL,
+	)
+	return err
+}
+
+const listClaims = `-- name: ListClaims :many
+SELECT c.scope::text AS scope, c.key::text AS key, c.token::bigint AS token, c.holder::text AS holder, c.claims::int AS claims, c.created_at::timestamptz AS created_at,
+  c.claimed_at::timestamptz AS claimed_at, c.until::timestamptz AS until,
+  coalesce(p.name, '')::text AS point, coalesce(p.token, 0)::bigint AS point_token, coalesce(p.output, 'null')::json AS output, coalesce(p.at, c.created_at)::timestamptz AS at
+FROM pawl.idempotency_claim c
+LEFT JOIN LATERAL (
+  SELECT x.name, x.token, x.output, x.at FROM pawl.idempotency_point x WHERE x.ns = c.ns AND x.key = c.key AND x.scope = c.scope ORDER BY x.n DESC LIMIT 1) p ON true
+WHERE c.ns = $1::smallint
+ORDER BY c.created_at
+LIMIT $2::int
+`
+
+type ListClaimsParams struct {
+	Ns        int16
+	LimitRows int32
+}
+
+type ListClaimsRow struct {
+	Scope      string
+	Key        string
+	Token      int64
+	Holder     string
+	Claims     int32
+	CreatedAt  time.Time
+	ClaimedAt  time.Time
+	Until      time.Time
+	Point      string
+	PointToken int64
+	Output     []byte
+	At         time.Time
+}
+
+// Phased requests in progress, the oldest first, and their newest points; point ”: they have reached none.
+func (q *Queries) ListClaims(ctx context.Context, arg ListClaimsParams) ([]ListClaimsRow, error) {
+	rows, err := q.db.Query(ctx, listClaims, arg.Ns, arg.LimitRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListClaimsRow
+	for rows.Next() {
+		var i ListClaimsRow
+		if err := rows.Scan(
+			&i.Scope,
+			&i.Key,
+			&i.Token,
+			&i.Holder,
+			&i.Claims,
+			&i.CreatedAt,
+			&i.ClaimedAt,
+			&i.Until,
+			&i.Point,
+			&i.PointToken,
+			&i.Output,
+			&i.At,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lookKey = `-- name: LookKey :one
-SELECT fingerprint::bytea AS fingerprint, status::int AS status, coalesce(headers, 'null')::json AS headers, body::bytea AS body, created_at::timestamptz AS created_at
-FROM pawl.idempotency_look($1::smallint, $2::text, $3::text)
+SELECT what::text AS what, coalesce(status, 0)::int AS status, coalesce(headers, 'null')::json AS headers, body::bytea AS body
+FROM pawl.idempotency_look($1::smallint, $2::text, $3::text, $4::bytea)
 `
 
 type LookKeyParams struct {
-	Ns    int16
-	Scope string
-	Key   string
+	Ns          int16
+	Scope       string
+	Key         string
+	Fingerprint []byte
 }
 
 type LookKeyRow struct {
-	Fingerprint []byte
-	Status      int32
-	Headers     []byte
-	Body        []byte
-	CreatedAt   time.Time
+	What    string
+	Status  int32
+	Headers []byte
+	Body    []byte
 }
 
 func (q *Queries) LookKey(ctx context.Context, arg LookKeyParams) (LookKeyRow, error) {
-	row := q.db.QueryRow(ctx, lookKey, arg.Ns, arg.Scope, arg.Key)
+	row := q.db.QueryRow(ctx, lookKey,
+		arg.Ns,
+		arg.Scope,
+		arg.Key,
+		arg.Fingerprint,
+	)
 	var i LookKeyRow
 	err := row.Scan(
-		&i.Fingerprint,
+		&i.What,
 		&i.Status,
 		&i.Headers,
 		&i.Body,
-		&i.CreatedAt,
 	)
 	return i, err
+}
+
+const renewKey = `-- name: RenewKey :one
+SELECT pawl.idempotency_renew($1::smallint, $2::text, $3::text, $4::bigint, $5::interval)::boolean AS held
+`
+
+type RenewKeyParams struct {
+	Ns    int16
+	Scope string
+	Key   string
+	Token int64
+	Lease time.Duration
+}
+
+// A lease of 0 gives the claim up.
+func (q *Queries) RenewKey(ctx context.Context, arg RenewKeyParams) (bool, error) {
+	row := q.db.QueryRow(ctx, renewKey,
+		arg.Ns,
+		arg.Scope,
+		arg.Key,
+		arg.Token,
+		arg.Lease,
+	)
+	var held bool
+	err := row.Scan(&held)
+	return held, err
 }
 
 const seeMessage = `-- name: SeeMessage :one
@@ -118,71 +415,20 @@ func (q *Queries) SeeMessage(ctx context.Context, arg SeeMessageParams) (bool, e
 	return first, err
 }
 
-const storeKey = `-- name: StoreKey :exec
-SELECT pawl.idempotency_store($1::smallint, $2::text, $3::text, $4::bytea, $5::int, nullif($6::text, '')::json, $7::bytea, $8::interval)
-`
-
-type StoreKeyParams struct {
-	Ns          int16
-	Scope       string
-	Key         string
-	Fingerprint []byte
-	Status      int32
-	Headers     string
-	Body        []byte
-	TTL         time.Duration
-}
-
-func (q *Queries) StoreKey(ctx context.Context, arg StoreKeyParams) error {
-	_, err := q.db.Exec(ctx, storeKey,
-		arg.Ns,
-		arg.Scope,
-		arg.Key,
-		arg.Fingerprint,
-		arg.Status,
-		arg.Headers,
-		arg.Body,
-		arg.TTL,
-	)
-	return err
-}
-
 const sweepIdempotency = `-- name: SweepIdempotency :one
-SELECT coalesce(pawl.sweep_idempotency($1::smallint, $2::int), -1)::bigint AS removed
+SELECT coalesce(pawl.sweep_idempotency($1::smallint, $2::interval, $3::int), -1)::bigint AS removed
 `
 
 type SweepIdempotencyParams struct {
 	Ns        int16
+	Keep      time.Duration
 	LimitRows int32
 }
 
 // -1: another node is at it.
 func (q *Queries) SweepIdempotency(ctx context.Context, arg SweepIdempotencyParams) (int64, error) {
-	row := q.db.QueryRow(ctx, sweepIdempotency, arg.Ns, arg.LimitRows)
+	row := q.db.QueryRow(ctx, sweepIdempotency, arg.Ns, arg.Keep, arg.LimitRows)
 	var removed int64
 	err := row.Scan(&removed)
 	return removed, err
-}
-
-const takeKey = `-- name: TakeKey :one
-SELECT pawl.idempotency_take($1::smallint, $2::text, $3::text, $4::int)::boolean AS taken
-`
-
-type TakeKeyParams struct {
-	Ns     int16
-	Scope  string
-	Key    string
-	WaitMs int32
-}
-
-func (q *Queries) TakeKey(ctx context.Context, arg TakeKeyParams) (bool, error) {
-	row := q.db.QueryRow(ctx, takeKey,
-		arg.Ns,
-		arg.Scope,
-		arg.Key,
-		arg.WaitMs,
-	)
-	var taken bool
-	err := row.Scan(&taken)
-	return taken, err
 }

@@ -132,9 +132,6 @@ func (r *run) call(ctx context.Context, t *task) (result json.RawMessage, ended 
 // errNotBegun says that a handler of HandleTx was not called, since its transaction could not begin: the database was away.
 var errNotBegun = errors.New("worker: transaction not begun")
 
-// errCommitTx is what a HandleTx handler gets that tries to end its transaction.
-var errCommitTx = errors.New("worker: the transaction of HandleTx is committed with the job's receipt, not by the handler")
-
 // inTx runs do and the ending of the attempt in one transaction. The ending and COMMIT go in one message, so that a frozen process holds no lock.
 func inTx(ctx context.Context, r *run, t *task, do func(pgx.Tx) (json.RawMessage, error)) (ended bool, err error) {
 	conn, err := r.w.pool.Acquire(ctx)
@@ -157,7 +154,7 @@ func inTx(ctx context.Context, r *run, t *task, do func(pgx.Tx) (json.RawMessage
 			rollback()
 		}
 	}()
-	result, err := do(db.Guard(tx, errCommitTx))
+	result, err := do(db.Lend(tx))
 	if err != nil {
 		return false, err
 	}

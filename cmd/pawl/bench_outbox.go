@@ -33,7 +33,7 @@ type benchOutboxCmd struct {
 
 // Help is the long help text.
 func (*benchOutboxCmd) Help() string {
-	return "Figures: publish, pace, relay (with straggler and dead rows)."
+	return "Figures: publish, pace, relay (with straggler and dead rows), idempotency."
 }
 
 // Run measures and prints.
@@ -42,7 +42,7 @@ func (c *benchOutboxCmd) Run(a *app) error {
 		return usageError{"--events from 1,000 to 10,000,000 are measured"}
 	}
 	b := &bench{a: a, events: c.Events}
-	return b.measure(c.benchOptions, []figure{{"publish", (*bench).outboxPublish}, {"pace", (*bench).outboxPace}, {"relay", (*bench).outboxRelay}}, outboxTargets)
+	return b.measure(c.benchOptions, []figure{{"publish", (*bench).outboxPublish}, {"pace", (*bench).outboxPace}, {"relay", (*bench).outboxRelay}, {"idempotency", (*bench).idempotency}}, append(outboxTargets, idempotencyTargets...))
 }
 
 var outboxTargets = []target{

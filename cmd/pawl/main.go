@@ -99,7 +99,8 @@ type subscriptionCmd struct {
 }
 
 type idempotencyCmd struct {
-	Show idempotencyShowCmd `cmd:"" help:"Show the answers that are stored for a key."`
+	List idempotencyListCmd `cmd:"" help:"List phased requests in progress, the oldest first."`
+	Show idempotencyShowCmd `cmd:"" help:"Show the answers, claims and recovery points that are stored for a key."`
 }
 
 type sessionCmd struct {

@@ -6,7 +6,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pawl-dev/pawl/coordinator/idempotency"
 	"github.com/pawl-dev/pawl/coordinator/outbox"
 )
 
@@ -115,18 +114,4 @@ func TestSweepDropped(t *testing.T) {
 	mentions(t, must(t, exitOK, url, "outbox", "lag"), "leaves with the next sweep")
 	mentions(t, sweepUntil(outbox.HeldByIDs), "dropped outbox_event from 0 to 1000000")
 	mentions(t, must(t, exitOK, url, "subscription", "list"), "Events are kept from number 1000001 on")
-}
-
-func TestIdempotencyShow(t *testing.T) {
-	t.Parallel()
-	pool, url := openPool(t)
-	refused(t, exitNotFound, url, []string{"idempotency", "show", "k"}, "no answer is stored")
-	_, _, err := idempotency.Do(t.Context(), pool, idempotency.Key{Scope: "client 7", Key: "k"}, nil, idempotency.Options{},
-		func(context.Context, pgx.Tx) (idempotency.Response, error) {
-			return idempotency.Response{Status: 201, Body: []byte("made")}, nil
-		})
-	if err != nil {
-		t.Fatal(err)
-	}
-	mentions(t, must(t, exitOK, url, "idempotency", "show", "k"), "client 7", "201", "made")
 }

@@ -1,37 +1,33 @@
-// Package idempotency makes an effect happen once however often it is asked for: by the key that a client gives a request ([Do]), or by the id of a message ([Once]).
-//
-//	Situation                                     | Error       | What to do
-//	another transaction is at work on the key     | ErrInFlight | try again soon; or wait, with Options.Wait
-//	the key was used for another request          | ErrMismatch | a mistake of the client; nothing was replayed
-//	the connection was lost during COMMIT         | ErrUnknown  | try again with the same key: the stored answer tells
-//	bad key, scope, consumer or option            | ErrInvalid  | nothing was changed
-//	the schema is missing                         | ErrSchema   | run "pawl migrate up"
 package idempotency
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/session"
-	"github.com/pawl-dev/pawl/db"
 )
 
 var (
-	// ErrInFlight: another transaction is at work on the key.
+	// ErrInFlight: another is at work on the key.
 	ErrInFlight = errors.New("idempotency: a request with this key is in flight")
 	// ErrMismatch: the key was used for another request.
 	ErrMismatch = errors.New("idempotency: the key was used for another request")
 	// ErrUnknown: the connection was lost during COMMIT. The effect happened or did not; asking again with the same key finds out.
 	ErrUnknown = errors.New("idempotency: outcome unknown, the connection was lost during COMMIT")
-	// ErrInvalid: a key, scope, consumer or option is outside what is documented.
+	// ErrLost: the claim ran out and another has taken it over, or this process could not renew it and must suppose so. It is also the cause with which the context ends.
+	ErrLost = errors.New("idempotency: the claim on the key was lost")
+	// ErrPoint: a phased request stands at a point that the code does not come by. The error names both.
+	ErrPoint = errors.New("idempotency: unknown recovery point")
+	// ErrEnded: the function sent COMMIT or ROLLBACK as SQL. What it committed stays; no answer was stored.
+	ErrEnded = errors.New("idempotency: the function ended its transaction itself")
+	// ErrInvalid: a key, scope, consumer, name, answer or option is outside what is documented.
 	ErrInvalid = errors.New("idempotency: invalid")
 	// ErrSchema: the database lacks Pawl's schema or has an older one.
 	ErrSchema = session.ErrSchema
@@ -39,9 +35,12 @@ var (
 
 // The limits of what is stored.
 const (
-	ScopeBytesMax = 1024
-	KeyBytesMax   = 255
-	BodyBytesMax  = 1 << 20
+	ScopeBytesMax       = 1024
+	KeyBytesMax         = 255
+	FingerprintBytesMax = 255
+	BodyBytesMax        = 1 << 20  // of an answer, unless Options say otherwise
+	BodyBytesMost       = 64 << 20 // what Options may say
+	HeaderBytesMax      = 64 << 10 // of all headers of an answer together, as JSON
 )
 
 // Key names a request. Scope tells whose key it is and for what, such as the authenticated client and the route: without it one client could be answered with what
@@ -58,163 +57,157 @@ type Response struct {
 	Body    []byte
 }
 
-// Options of Do. Their zero value works.
+// Options of Do and Phases. Their zero value works.
 type Options struct {
 	// Namespace is the number of the namespace. Default: 1, "default".
 	Namespace int16
 	// TTL is how long an answer is kept. Default: 24 h.
 	TTL time.Duration
-	// Wait is how long to wait for another request with the same key. Default: not at all.
+	// Wait is how long to wait for another request with the same key. No connection is held meanwhile: the key is looked at every few milliseconds, later every 100.
+	// Default: not at all.
 	Wait time.Duration
+	// Idle is how long a function may leave its transaction idle; then Postgres ends it, so that a process that was frozen or cut off does not hold the key for ever.
+	// An idle_in_transaction_session_timeout of the role or database takes precedence. Default: 1 min.
+	Idle time.Duration
+	// Lease is how long after the last that was heard of a process its phased request may be taken over by another. The process renews it three times as often for
+	// as long as the request runs, so that only a dead, frozen or cut off one loses it. Default: 15 s.
+	Lease time.Duration
+	// BodyBytesMax bounds the body of an answer; a larger one is ErrInvalid. Default: the constant of that name, 1 MiB. At most BodyBytesMost.
+	BodyBytesMax int
+
+	fail func(point string) // of tests
 }
 
-const ttlDefault = 24 * time.Hour
+const (
+	ttlDefault   = 24 * time.Hour
+	idleDefault  = time.Minute
+	leaseDefault = 15 * time.Second
+	leaseMin     = 100 * time.Millisecond
+)
 
-// Do runs fn in a transaction (READ COMMITTED) that also stores its answer under the key, and returns the answer once both are committed. If the key has an answer, that is
-// returned with replayed true, and fn does not run. fingerprint tells requests apart, such as a hash of the payload: another than the stored one is ErrMismatch, before
-// anything is replayed. An error or a panic of fn rolls all back, and so does a crash anywhere before the commit: then the key is free again, and nothing need be waited for.
-// A key whose answer has expired is like one never used. The error is fn's, ErrInFlight, ErrMismatch, ErrUnknown, ErrInvalid, ErrSchema or the database's.
-func Do(ctx context.Context, pool *pgxpool.Pool, key Key, fingerprint []byte, o Options, fn func(context.Context, pgx.Tx) (Response, error)) (out Response, replayed bool, err error) {
+func (o Options) withDefaults() Options {
 	o.Namespace = max(o.Namespace, 1)
 	if o.TTL == 0 {
 		o.TTL = ttlDefault
 	}
+	if o.Idle == 0 {
+		o.Idle = idleDefault
+	}
+	if o.Lease == 0 {
+		o.Lease = leaseDefault
+	}
+	if o.BodyBytesMax == 0 {
+		o.BodyBytesMax = BodyBytesMax
+	}
+	if o.fail == nil {
+		o.fail = func(string) {}
+	}
+	return o
+}
+
+// validate reports all faults at once.
+func (o Options) validate() error {
+	var faults []error
+	if o.TTL < 0 || o.Wait < 0 {
+		faults = append(faults, fmt.Errorf("%w: TTL %s and Wait %s may not be below 0", ErrInvalid, o.TTL, o.Wait))
+	}
+	if o.Idle != 0 && (o.Idle < time.Millisecond || o.Idle > 24*time.Hour) {
+		faults = append(faults, fmt.Errorf("%w: Idle %s is outside 1 ms to 24 h", ErrInvalid, o.Idle))
+	}
+	if o.Lease != 0 && (o.Lease < leaseMin || o.Lease > 24*time.Hour) {
+		faults = append(faults, fmt.Errorf("%w: Lease %s is outside %s to 24 h", ErrInvalid, o.Lease, leaseMin))
+	}
+	if o.BodyBytesMax < 0 || o.BodyBytesMax > BodyBytesMost {
+		faults = append(faults, fmt.Errorf("%w: BodyBytesMax %d is outside 0 to %d", ErrInvalid, o.BodyBytesMax, BodyBytesMost))
+	}
+	return errors.Join(faults...)
+}
+
+// request is a key at work.
+type request struct {
+	Options
+	pool        *pgxpool.Pool
+	key         Key
+	fingerprint []byte
+}
+
+func newRequest(pool *pgxpool.Pool, key Key, fingerprint []byte, o Options) (request, error) {
 	if fingerprint == nil {
 		fingerprint = []byte{}
 	}
-	if o.TTL < 0 || o.Wait < 0 || len(key.Scope) > ScopeBytesMax || key.Key == "" || len(key.Key) > KeyBytesMax {
-		return out, false, fmt.Errorf("%w: a scope has up to %d bytes, not %d, a key 1 to %d, not %d; TTL %s and Wait %s are not below 0", ErrInvalid, ScopeBytesMax, len(key.Scope),
-			KeyBytesMax, len(key.Key), o.TTL, o.Wait)
+	faults := []error{o.validate()}
+	if len(key.Scope) > ScopeBytesMax || key.Key == "" || len(key.Key) > KeyBytesMax || len(fingerprint) > FingerprintBytesMax {
+		faults = append(faults, fmt.Errorf("%w: a scope has up to %d bytes, not %d, a key 1 to %d, not %d, a fingerprint up to %d, not %d", ErrInvalid, ScopeBytesMax,
+			len(key.Scope), KeyBytesMax, len(key.Key), FingerprintBytesMax, len(fingerprint)))
 	}
-	// A committed answer is final until it expires: it needs no lock.
-	if out, replayed, err = look(ctx, db.New(pool), o, key, fingerprint); replayed || err != nil {
+	if !isText(key.Scope) || !isText(key.Key) {
+		faults = append(faults, fmt.Errorf("%w: scope and key are UTF-8 without NUL", ErrInvalid))
+	}
+	return request{o.withDefaults(), pool, key, fingerprint}, errors.Join(faults...)
+}
+
+// isText tells what Postgres takes as text.
+func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
+
+// Do runs fn in a transaction (READ COMMITTED) that also stores its answer under the key, and returns the answer once both are committed. If the key has an answer, that is
+// returned with replayed true, in one round trip, and fn does not run. fingerprint tells requests apart, such as a hash of the payload: another than the stored one is
+// ErrMismatch, before anything is replayed. Of concurrent calls with a key one runs fn; the others are ErrInFlight, or wait with Options.Wait.
+//
+// An error or a panic of fn rolls all back, and so does a crash anywhere before the commit: then the key is free again, and nothing need be waited for. A key whose
+// answer has expired is like one never used. After ErrUnknown the transaction may still be about to commit: the key is in flight until the server has ended it, so fn never
+// runs beside it. How durable the commit is, synchronous_commit of the connection says, as for any transaction.
+//
+// fn may not end tx, nor use it once it has returned. It should not call other services: see Phases. The error is fn's, ErrInFlight, ErrMismatch, ErrUnknown, ErrPoint (the
+// key is a phased request's, which was not finished), ErrEnded, ErrInvalid, ErrSchema or the database's.
+func Do(ctx context.Context, pool *pgxpool.Pool, key Key, fingerprint []byte, o Options, fn func(ctx context.Context, tx pgx.Tx) (Response, error)) (out Response, replayed bool, err error) {
+	r, err := newRequest(pool, key, fingerprint, o)
+	if err != nil {
+		return out, false, err
+	}
+	var t *taken
+	err = poll(ctx, r.Wait, func() error {
+		out, replayed, t, err = r.take(ctx)
+		return err
+	})
+	if err != nil || replayed {
 		return out, replayed, err
 	}
-	tx, err := pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
-	if err != nil {
-		return out, false, fmt.Errorf("idempotency: %w", err)
-	}
-	defer tx.Rollback(context.WithoutCancel(ctx))
-	q := db.New(tx)
-	taken, err := q.TakeKey(ctx, db.TakeKeyParams{Ns: o.Namespace, Scope: key.Scope, Key: key.Key, WaitMs: int32(min(o.Wait.Milliseconds(), 1<<31-1))})
-	if err != nil {
-		return out, false, fmt.Errorf("take key: %w", wrap(err))
-	}
-	if !taken {
-		return out, false, ErrInFlight
-	}
-	// A statement after the one that locked: it sees what was committed under the lock before.
-	if out, replayed, err = look(ctx, q, o, key, fingerprint); replayed || err != nil {
-		return out, replayed, err
-	}
-	if out, err = fn(ctx, tx); err != nil {
+	defer t.release(ctx)
+	if out, err = fn(ctx, t.tx); err != nil {
 		return Response{}, false, err
 	}
-	if err := store(ctx, q, o, key, fingerprint, out); err != nil {
+	if err := t.store(ctx, out); err != nil {
 		return Response{}, false, err
-	}
-	if err := tx.Commit(ctx); err != nil {
-		if db.Code(err) != "" || errors.Is(err, pgx.ErrTxCommitRollback) {
-			return Response{}, false, fmt.Errorf("commit: %w", err)
-		}
-		return Response{}, false, fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	return out, false, nil
 }
 
-func look(ctx context.Context, q *db.Queries, o Options, key Key, fingerprint []byte) (Response, bool, error) {
-	row, err := q.LookKey(ctx, db.LookKeyParams{Ns: o.Namespace, Scope: key.Scope, Key: key.Key})
-	if errors.Is(err, pgx.ErrNoRows) {
-		return Response{}, false, nil
-	}
-	if err != nil {
-		return Response{}, false, fmt.Errorf("look up key: %w", wrap(err))
-	}
-	if !bytes.Equal(row.Fingerprint, fingerprint) {
-		return Response{}, false, ErrMismatch
-	}
-	out := Response{Status: int(row.Status), Body: row.Body}
-	if err := json.Unmarshal(row.Headers, &out.Headers); err != nil {
-		return Response{}, false, fmt.Errorf("look up key: headers: %w", err)
-	}
-	return out, true, nil
-}
+// How often a key is looked at by those who wait for it.
+const (
+	pollFirst = 5 * time.Millisecond
+	pollMost  = 100 * time.Millisecond
+)
 
-func store(ctx context.Context, q *db.Queries, o Options, key Key, fingerprint []byte, r Response) error {
-	if len(r.Body) > BodyBytesMax {
-		return fmt.Errorf("%w: an answer of %d bytes exceeds the %d that are stored", ErrInvalid, len(r.Body), BodyBytesMax)
+// poll tries until the key is not in flight, for as long as wait.
+func poll(ctx context.Context, wait time.Duration, try func() error) error {
+	err := try()
+	if wait <= 0 || !errors.Is(err, ErrInFlight) {
+		return err
 	}
-	headers := ""
-	if len(r.Headers) > 0 {
-		text, err := json.Marshal(r.Headers)
-		if err != nil {
-			return fmt.Errorf("%w: headers: %w", ErrInvalid, err)
+	over := time.NewTimer(wait)
+	defer over.Stop()
+	for pause := pollFirst; errors.Is(err, ErrInFlight); pause = min(pause*3/2, pollMost) {
+		next := time.NewTimer(pause)
+		select {
+		case <-next.C:
+			err = try()
+		case <-over.C:
+			next.Stop()
+			return err
+		case <-ctx.Done():
+			next.Stop()
+			return fmt.Errorf("%w: %w", err, context.Cause(ctx))
 		}
-		headers = string(text)
-	}
-	if r.Body == nil {
-		r.Body = []byte{}
-	}
-	err := q.StoreKey(ctx, db.StoreKeyParams{
-		Ns: o.Namespace, Scope: key.Scope, Key: key.Key, Fingerprint: fingerprint, Status: int32(r.Status), Headers: headers, Body: r.Body, TTL: o.TTL,
-	})
-	if err != nil {
-		return fmt.Errorf("store answer: %w", wrap(err))
-	}
-	return nil
-}
-
-// InboxKeep is how long the id of a message is remembered.
-const InboxKeep = 7 * 24 * time.Hour
-
-// DB is what Once runs on: the consumer's own transaction.
-type DB interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
-
-// Once notes in the consumer's own transaction that it sees a message, before anything else, and tells whether it is the first time: if not, its effect has been committed,
-// and the consumer only acknowledges. While another transaction has noted the same message, it waits for its end. Ids are kept for InboxKeep. The error is ErrInvalid or the
-// database's.
-func Once(ctx context.Context, tx pgx.Tx, ns int16, consumer, messageID string) (first bool, err error) {
-	first, err = db.New(tx).SeeMessage(ctx, db.SeeMessageParams{Ns: max(ns, 1), Consumer: consumer, MessageID: messageID, Keep: InboxKeep})
-	if err != nil {
-		return false, fmt.Errorf("note message %q of %s: %w", messageID, consumer, wrap(err))
-	}
-	return first, nil
-}
-
-// Stored is an answer as an operator sees it.
-type Stored struct {
-	Key
-	Response
-
-	CreatedAt, ExpiresAt time.Time
-}
-
-// Find returns the stored answers of a key in up to limit scopes.
-func Find(ctx context.Context, on DB, ns int16, key string, limit int) ([]Stored, error) {
-	rows, err := db.New(on).FindKeys(ctx, db.FindKeysParams{Ns: ns, Key: key, LimitRows: int32(limit)})
-	if err != nil {
-		return nil, fmt.Errorf("find key: %w", wrap(err))
-	}
-	out := make([]Stored, len(rows))
-	for i, r := range rows {
-		out[i] = Stored{Key: Key{r.Scope, r.Key}, Response: Response{Status: int(r.Status), Body: r.Body}, CreatedAt: r.CreatedAt, ExpiresAt: r.ExpiresAt}
-		if err := json.Unmarshal(r.Headers, &out[i].Headers); err != nil {
-			return nil, fmt.Errorf("find key: headers: %w", err)
-		}
-	}
-	return out, nil
-}
-
-func wrap(err error) error {
-	switch {
-	case db.Code(err) == "22023", db.Code(err) == db.CodeMisuse:
-		return fmt.Errorf("%w: %s", ErrInvalid, db.Message(err))
-	case db.IsUnmigrated(err):
-		return fmt.Errorf("%w (%s)", ErrSchema, db.Message(err))
 	}
 	return err
 }

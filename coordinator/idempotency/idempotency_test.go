@@ -31,9 +31,34 @@ func effect(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
 	return idempotency.Response{Status: 201, Headers: map[string][]string{"Location": {"/orders/1"}}, Body: []byte("made")}, err
 }
 
-func count(t *testing.T, pool *pgxpool.Pool, sql string) (n int) {
+// patience bounds every wait of these tests; what is waited for comes much earlier.
+const patience = time.Minute
+
+// until polls for a condition that no signal announces.
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	if err := pool.QueryRow(t.Context(), sql).Scan(&n); err != nil {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(patience)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("waited in vain for: %s", what)
+		}
+	}
+}
+
+func exec(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) {
+	t.Helper()
+	if _, err := pool.Exec(context.Background(), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func count(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) (n int) {
+	t.Helper()
+	if err := pool.QueryRow(context.Background(), sql, args...).Scan(&n); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -119,36 +144,6 @@ func TestDoAgain(t *testing.T) {
 	_, _, err := idempotency.Do(t.Context(), pool, idempotency.Key{}, nil, idempotency.Options{}, effect)
 	if !errors.Is(err, idempotency.ErrInvalid) {
 		t.Errorf("no key: %v", err)
-	}
-}
-
-// The sweep removes what has expired, but no key that a transaction is at work on.
-func TestSweep(t *testing.T) {
-	t.Parallel()
-	pool := open(t)
-	if _, _, err := idempotency.Do(t.Context(), pool, key, nil, idempotency.Options{}, effect); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := pool.Exec(t.Context(), "UPDATE pawl.idempotency_key SET expires_at = now() - interval '1 s'"); err != nil {
-		t.Fatal(err)
-	}
-	_, _, err := idempotency.Do(t.Context(), pool, key, nil, idempotency.Options{}, func(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
-		if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, 10)"); n != 0 {
-			t.Errorf("%d keys in progress removed", n)
-		}
-		return effect(ctx, tx)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, 10)"); n != 0 {
-		t.Errorf("%d fresh keys removed", n)
-	}
-	if _, err := pool.Exec(t.Context(), "UPDATE pawl.idempotency_key SET expires_at = now() - interval '1 s'"); err != nil {
-		t.Fatal(err)
-	}
-	if n := count(t, pool, "SELECT pawl.sweep_idempotency(1::smallint, 10)"); n != 1 {
-		t.Errorf("%d expired keys removed, want 1", n)
 	}
 }
 

@@ -84,7 +84,7 @@ func consume(ctx context.Context, tx pgx.Tx, ns int16, subscription string, shar
 			continue
 		}
 		if len(events) > 0 {
-			if err := handle(ctx, db.Guard(tx, errSinkEnds), events); err != nil {
+			if err := handle(ctx, db.Lend(tx), events); err != nil {
 				return 0, err
 			}
 		}

@@ -11,9 +11,6 @@ import (
 	"github.com/pawl-dev/pawl/db"
 )
 
-// errSinkEnds is what a TxSink or the function of ConsumeTx gets that tries to end its transaction.
-var errSinkEnds = errors.New("outbox: the transaction is committed with the position of the subscription, not by the consumer")
-
 // txSink makes a Sink of a TxSink in a transaction that is open: each call is a savepoint. Events that fail together are tried one by one.
 type txSink struct {
 	sink   TxSink
@@ -61,7 +58,7 @@ func (s *txSink) try(ctx context.Context, events []Event) (err error) {
 	if _, err := s.tx.Exec(ctx, "SAVEPOINT pawl_sink"); err != nil {
 		return err
 	}
-	if err := s.sink.SendTx(ctx, db.Guard(s.tx, errSinkEnds), events); err != nil {
+	if err := s.sink.SendTx(ctx, db.Lend(s.tx), events); err != nil {
 		return err
 	}
 	_, err = s.tx.Exec(ctx, "RELEASE SAVEPOINT pawl_sink")

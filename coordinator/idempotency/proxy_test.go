@@ -1,0 +1,153 @@
+package idempotency_test
+
+import (
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// What a proxy does to the next COMMIT.
+const (
+	passCommit int32 = iota
+	dropCommit       // it does not reach the server
+	dropReply        // it does, and its reply does not come back
+	cutClient        // it does, and the client's connection is cut at once, while the server is at it
+)
+
+// proxy stands between pools and the server and understands what they say.
+type proxy struct {
+	commit  atomic.Int32 // what to do to the next COMMIT
+	trips   atomic.Int32 // round trips: messages that ask the server to answer
+	refuse  atomic.Bool  // new connections are closed
+	network string
+	address string
+
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+// newProxy returns a pool of up to conns connections through a proxy.
+func newProxy(t *testing.T, pool *pgxpool.Pool, conns int32) (*proxy, *pgxpool.Pool) {
+	t.Helper()
+	conf := pool.Config()
+	p := &proxy{}
+	p.network, p.address = pgconn.NetworkAddress(conf.ConnConfig.Host, conf.ConnConfig.Port)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go p.serve(client)
+		}
+	}()
+	addr := listener.Addr().(*net.TCPAddr)
+	conf.ConnConfig.Host, conf.ConnConfig.Port, conf.ConnConfig.Fallbacks, conf.ConnConfig.TLSConfig = addr.IP.String(), uint16(addr.Port), nil, nil
+	conf.MaxConns = conns
+	through, err := pgxpool.NewWithConfig(t.Context(), conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(through.Close)
+	return p, through
+}
+
+func (p *proxy) serve(client net.Conn) {
+	defer client.Close()
+	if p.refuse.Load() {
+		return
+	}
+	upstream, err := net.Dial(p.network, p.address)
+	if err != nil {
+		return
+	}
+	defer upstream.Close()
+	p.mu.Lock()
+	p.conns = append(p.conns, client)
+	p.mu.Unlock()
+	var cut atomic.Bool // replies go nowhere
+	go func() {
+		defer client.Close()
+		buffer := make([]byte, 1<<16)
+		for {
+			n, err := upstream.Read(buffer)
+			if err != nil || cut.Load() {
+				return
+			}
+			if _, err := client.Write(buffer[:n]); err != nil {
+				return
+			}
+		}
+	}()
+	from, to := pgproto3.NewBackend(client, client), pgproto3.NewFrontend(upstream, upstream)
+	start, err := from.ReceiveStartupMessage()
+	if _, cancel := start.(*pgproto3.CancelRequest); err != nil || cancel { // pgx would cancel what it has lost
+		return
+	}
+	to.Send(start)
+	if to.Flush() != nil {
+		return
+	}
+	commits := map[string]bool{} // names of prepared statements
+	acting := passCommit
+	for {
+		msg, err := from.Receive()
+		if err != nil {
+			return
+		}
+		isCommit, asks := false, false
+		switch m := msg.(type) {
+		case *pgproto3.Parse:
+			commits[m.Name] = strings.EqualFold(m.Query, "COMMIT")
+		case *pgproto3.Bind:
+			isCommit = commits[m.PreparedStatement]
+		case *pgproto3.Query:
+			isCommit, asks = strings.EqualFold(m.String, "COMMIT"), true
+			p.trips.Add(1)
+		case *pgproto3.Sync:
+			asks = true
+			p.trips.Add(1)
+		}
+		if isCommit {
+			acting = p.commit.Swap(passCommit)
+		}
+		if acting == dropCommit {
+			return
+		}
+		if acting != passCommit {
+			cut.Store(true)
+		}
+		to.Send(msg)
+		if asks {
+			if to.Flush() != nil {
+				return
+			}
+			if acting == cutClient {
+				_ = client.Close()
+				_, _ = upstream.Read(make([]byte, 1)) // until the server is done
+				return
+			}
+		}
+	}
+}
+
+// cutAll closes all connections and lets no new one through.
+func (p *proxy) cutAll() {
+	p.refuse.Store(true)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		_ = c.Close()
+	}
+}
