@@ -192,6 +192,10 @@ func (h HTTP) serve(pool *pgxpool.Pool, next http.Handler, w http.ResponseWriter
 		h.problem(w, http.StatusRequestURITooLong, "request-invalid", "Path is too long", "The path is too long for a request with an Idempotency-Key.")
 		return
 	}
+	if !isText(path) {
+		h.problem(w, http.StatusBadRequest, "request-invalid", "Path is malformed", "The path must be UTF-8, percent-encoded where that is needed.")
+		return
+	}
 	held := newRecorder(h.BodyBytesMax)
 	handle := func(ctx context.Context) (Response, error) {
 		inner := r.WithContext(ctx)

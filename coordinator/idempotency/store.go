@@ -163,7 +163,7 @@ func wrap(err error) error {
 	switch code := db.Code(err); {
 	case code == db.CodeLost:
 		return fmt.Errorf("%w: %s", ErrLost, db.Message(err))
-	case code == "22023", code == db.CodeMisuse:
+	case code == "22023", code == "22021", code == db.CodeMisuse:
 		return fmt.Errorf("%w: %s", ErrInvalid, db.Message(err))
 	case db.IsUnmigrated(err):
 		return fmt.Errorf("%w (%s)", ErrSchema, db.Message(err))
