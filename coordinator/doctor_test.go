@@ -175,7 +175,7 @@ func TestDoctor_Events(t *testing.T) {
 	if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: "mail"}); err != nil {
 		t.Fatal(err)
 	}
-	exec(t, pool, "SELECT setval('pawl.outbox_event_id', 1000001)")
+	exec(t, pool, "SELECT setval('pawl.outbox_event_id', 2000001)")
 	until(t, "the range to be complete", func() bool {
 		sweep(t, c, coordinator.SweepPartitions)
 		return get[bool](t, pool, "SELECT over_at IS NOT NULL FROM pawl.partition WHERE parent = 'outbox_event' AND range_from = 0")

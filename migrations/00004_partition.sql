@@ -50,7 +50,7 @@ END $$;
 
 -- Makes ranges until each table has a whole one, two hours of its recent rate and 10,000,000 draws of its sequence ahead of where it stands. A range holds about six hours
 -- of work: 10,000,000 draws at least and 100,000,000 at most (xids: ten times that, since every transaction of the cluster uses them). One of events holds about a day's, and
--- 1,000,000 draws at least, by which more are kept than must be, since it leaves as a whole; its rate is that of an hour and a day, so that a burst makes none that lasts for months.
+-- 2,000,000 draws at least, by which more are kept than must be, since it leaves as a whole; its rate is that of an hour and a day, so that a burst makes none that lasts for months.
 -- Made loose and attached: CREATE … PARTITION OF would lock the parent against every enqueue while any reader is open.
 -- Safe on any number of nodes (the second skips); gives the number of ranges made.
 -- +goose StatementBegin
@@ -80,7 +80,7 @@ BEGIN
     v_unit := CASE v_parent WHEN 'ready' THEN 10 WHEN 'job' THEN 1024 WHEN 'result' THEN 1024 ELSE 1 END;
     SELECT * INTO v_last FROM pawl.partition p WHERE p.parent = v_parent ORDER BY p.range_from DESC LIMIT 1;
     v_rate := pawl.partition_rate(v_parent, v_at, CASE v_parent WHEN 'outbox_event' THEN interval '1 hour' ELSE '1 min' END);
-    v_size := CASE v_parent WHEN 'outbox_event' THEN greatest(pawl.partition_rate(v_parent, v_at, '1 day') * 86400, 1000000) ELSE greatest(v_rate * 21600, 10000000 * v_unit) END;
+    v_size := CASE v_parent WHEN 'outbox_event' THEN greatest(pawl.partition_rate(v_parent, v_at, '1 day') * 86400, 2000000) ELSE greatest(v_rate * 21600, 10000000 * v_unit) END;
     v_size := round(least(v_size, c_size_max * v_unit));
     LOOP
       EXIT WHEN v_made >= c_made_max

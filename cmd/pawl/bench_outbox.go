@@ -203,6 +203,11 @@ func (b *bench) relayBacklog(ctx context.Context) (perS float64, err error) {
 	payload := make([]byte, benchEventBytes)
 	began := time.Now()
 	for at := 0; at < n; at += outbox.PublishMax {
+		if at%1_000_000 == 0 { // as a coordinator would
+			if _, err := b.pool.Exec(ctx, "SELECT pawl.partition_ahead()"); err != nil {
+				return 0, err
+			}
+		}
 		events := make([]outbox.Event, min(outbox.PublishMax, n-at))
 		for i := range events {
 			events[i] = outbox.Event{Topic: s.Topics[0], Key: fmt.Sprint("k", (at+i)%1000), Type: "bench", Payload: payload}

@@ -131,7 +131,7 @@ func TestPooler(t *testing.T) {
 	} {
 		must(t, exitOK, pooled, args...)
 	}
-	mustExec(t, direct, "SELECT setval('pawl.outbox_event_id', 1000001), pawl.outbox_keep(1::smallint, '0', '0')")
+	mustExec(t, direct, "SELECT setval('pawl.outbox_event_id', 2000001), pawl.outbox_keep(1::smallint, '0', '0')")
 	for dropped := ""; !strings.Contains(dropped, "dropped outbox_event from 0"); { // when other tests' transactions have ended
 		dropped = must(t, exitOK, pooled, "sweep", "partitions")
 	}

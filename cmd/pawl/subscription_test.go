@@ -94,7 +94,7 @@ func TestSweepDropped(t *testing.T) {
 	if _, err := outbox.Create(t.Context(), pool, outbox.Subscription{Name: "mail"}); err != nil {
 		t.Fatal(err)
 	}
-	mustExec(t, pool, "SELECT setval('pawl.outbox_event_id', 1000001)")
+	mustExec(t, pool, "SELECT setval('pawl.outbox_event_id', 2000001)")
 	sweepUntil := func(by outbox.Holder) (out string) {
 		t.Helper()
 		for kept := (outbox.Kept{By: "?"}); kept.By != by; { // other tests' transactions hold it too
@@ -112,6 +112,6 @@ func TestSweepDropped(t *testing.T) {
 	mentions(t, must(t, exitOK, url, "outbox", "lag"), "The oldest could have left 24h00m ago, but not all of it was delivered by mail; it leaves in 22d nevertheless")
 	must(t, exitOK, url, "subscription", "remove", "mail", "--yes")
 	mentions(t, must(t, exitOK, url, "outbox", "lag"), "leaves with the next sweep")
-	mentions(t, sweepUntil(outbox.HeldByIDs), "dropped outbox_event from 0 to 1000000")
-	mentions(t, must(t, exitOK, url, "subscription", "list"), "Events are kept from number 1000001 on")
+	mentions(t, sweepUntil(outbox.HeldByIDs), "dropped outbox_event from 0 to 2000000")
+	mentions(t, must(t, exitOK, url, "subscription", "list"), "Events are kept from number 2000001 on")
 }
