@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/db"
@@ -16,11 +15,7 @@ import (
 
 // DB is what a call of this package runs on: a pgx.Tx for what must be atomic with your own rows, a *pgxpool.Pool or *pgx.Conn for
 // what stands alone.
-type DB interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
+type DB = db.DBTX
 
 const (
 	// BatchJobsMax is how many jobs EnqueueMany sends in one round trip.

@@ -8,18 +8,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/db"
 )
 
 // DB is a pool, a connection or a transaction.
-type DB interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
+type DB = db.DBTX
 
 // InTx locks names (of namespace 1) until the transaction ends, waiting for whoever has one of them. They are taken in the order of their hashes, so that two that name the
 // same never wait for each other in one call. Two names may share a hash, in 2^64, and then wait for each other. ctx or lock_timeout bounds the wait.

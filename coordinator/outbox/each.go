@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 )
@@ -29,7 +30,7 @@ func Each(ctx context.Context, events []Event, atOnce int, send func(context.Con
 					if isBehind(i) {
 						break
 					}
-					if failed := send(ctx, events[i]); failed != nil {
+					if failed := unpanicked(ctx, events[i], send); failed != nil {
 						mu.Lock()
 						if i < accepted {
 							accepted, err = i, failed
@@ -42,6 +43,16 @@ func Each(ctx context.Context, events []Event, atOnce int, send func(context.Con
 	}
 	group.Wait()
 	return accepted, err
+}
+
+// unpanicked calls send, whose panic would end the process here, where no relay sees it.
+func unpanicked(ctx context.Context, e Event, send func(context.Context, Event) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("outbox: the sink panicked: %v", p)
+		}
+	}()
+	return send(ctx, e)
 }
 
 // byKey divides events into those that are sent one after the other: their places, in order.

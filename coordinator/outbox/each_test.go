@@ -137,3 +137,16 @@ func TestEach_bothFail(t *testing.T) {
 		}
 	}
 }
+
+func TestEach_panic(t *testing.T) {
+	t.Parallel()
+	n, err := outbox.Each(t.Context(), keyed("ab"), 2, func(_ context.Context, e outbox.Event) error {
+		if e.ID == "1" {
+			panic("oops")
+		}
+		return nil
+	})
+	if n != 1 || err == nil || !strings.Contains(err.Error(), "panicked: oops") {
+		t.Errorf("%d, %v", n, err)
+	}
+}

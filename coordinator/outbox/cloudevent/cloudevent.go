@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pawl-dev/pawl/coordinator/outbox"
@@ -99,4 +100,43 @@ func Decode(attributes, headers map[string]string) (outbox.Event, error) {
 	}
 	maps.Copy(e.Headers, headers)
 	return e, nil
+}
+
+// The names of Headers.
+const (
+	headerPrefix      = "ce_"
+	headerContentType = "content-type"
+)
+
+// Headers returns an event's attributes and headers together, as the Kafka binding of CloudEvents has them in binary mode: attributes under "ce_", the content type as
+// content-type, and the event's own headers as they are, but for those that would be taken for attributes.
+func Headers(e outbox.Event, source string) map[string]string {
+	attributes, headers := Encode(e, source, func(name, _ string) bool {
+		return !strings.HasPrefix(name, headerPrefix) && !strings.EqualFold(name, headerContentType)
+	})
+	for name, value := range attributes {
+		if name == "datacontenttype" {
+			headers[headerContentType] = value
+		} else {
+			headers[headerPrefix+name] = value
+		}
+	}
+	return headers
+}
+
+// FromHeaders returns the event that has these Headers, without its payload. The error is ErrMalformed.
+func FromHeaders(headers map[string]string) (outbox.Event, error) {
+	attributes, own := map[string]string{}, map[string]string{}
+	for name, value := range headers {
+		attribute, ok := strings.CutPrefix(name, headerPrefix)
+		switch {
+		case ok:
+			attributes[attribute] = value
+		case name == headerContentType:
+			attributes["datacontenttype"] = value
+		default:
+			own[name] = value
+		}
+	}
+	return Decode(attributes, own)
 }

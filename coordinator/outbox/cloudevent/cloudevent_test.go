@@ -68,3 +68,22 @@ func TestDecode_malformed(t *testing.T) {
 		}
 	}
 }
+
+func TestHeaders(t *testing.T) {
+	t.Parallel()
+	e := outbox.Event{ID: "7", Topic: "t", Type: "x", Key: "k", ContentType: "a/b", Headers: map[string]string{"a": "b", "ce_id": "own", "Content-Type": "own", "content-type": "own", "CE_x": "y"}}
+	got := cloudevent.Headers(e, "shop")
+	want := map[string]string{
+		"ce_specversion": "1.0", "ce_id": "7", "ce_source": "shop", "ce_type": "x", "ce_pawltopic": "t", "ce_subject": "k", "content-type": "a/b", "a": "b", "CE_x": "y",
+		"ce_pawlheaders": `{"Content-Type":"own","ce_id":"own","content-type":"own"}`,
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("%v, want\n%v", got, want)
+	}
+	if back, err := cloudevent.FromHeaders(got); err != nil || !reflect.DeepEqual(back, e) {
+		t.Errorf("%+v, %v; want %+v", back, err, e)
+	}
+	if _, err := cloudevent.FromHeaders(map[string]string{"a": "b"}); !errors.Is(err, cloudevent.ErrMalformed) {
+		t.Errorf("%v, want ErrMalformed", err)
+	}
+}

@@ -126,9 +126,9 @@ func New(conf Config) (*Sink, error) {
 			return nil, fmt.Errorf("%w: kafkasink: Client: %w", outbox.ErrInvalid, err)
 		}
 		*client = made
-		if made.OptValue(kgo.DisableIdempotentWrite) == true || made.OptValue(kgo.TransactionalID) != "" {
+		if made.OptValue(kgo.DisableIdempotentWrite) == true {
 			s.Close()
-			return nil, fmt.Errorf("%w: kafkasink: Client: neither DisableIdempotentWrite nor TransactionalID may be among its options", outbox.ErrInvalid)
+			return nil, fmt.Errorf("%w: kafkasink: Client: DisableIdempotentWrite: what the client sends again by itself would be stored twice", outbox.ErrInvalid)
 		}
 	}
 	return s, nil

@@ -448,17 +448,20 @@ func TestSend_retried(t *testing.T) {
 	}
 }
 
-// A call whose ctx ends fails itself only.
+// partitioned is told of each record that waits in its partition.
+type partitioned chan string
+
+func (p partitioned) OnProduceRecordPartitioned(r *kgo.Record, _ int32) { p <- string(r.Value) }
+
+// A call whose ctx ends fails itself only, though the client fails with its record all that waits for the same partition.
 func TestSend_ctx(t *testing.T) {
 	t.Parallel()
 	c := cluster(t)
-	s := sink(t, c, kafkasink.Config{Timeout: patience})
-	arrived := make(chan struct{})
-	var once sync.Once
-	h := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: -1, When: func(req kmsg.Request) bool {
-		if holds(req, "<2>") {
-			once.Do(func() { close(arrived) })
-		}
+	waits := make(partitioned, 100)
+	s := sink(t, c, kafkasink.Config{Timeout: patience}, kgo.WithHooks(waits))
+	refused := make(chan struct{}, 1000)
+	h := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: -1, When: func(kmsg.Request) bool {
+		refused <- struct{}{}
 		return true
 	}})
 	ctx, cancel := context.WithCancel(within(t))
@@ -469,16 +472,14 @@ func TestSend_ctx(t *testing.T) {
 		}
 		h.Remove()
 	})
+	<-waits
+	<-refused
 	group.Go(func() {
 		if n, err := s.Send(within(t), []outbox.Event{event(2, "a")}); n != 1 {
 			t.Errorf("the other: %d accepted, %v", n, err)
 		}
 	})
-	select {
-	case <-arrived:
-	case <-within(t).Done():
-		t.Error("the second was not sent")
-	}
+	<-waits
 	cancel()
 	group.Wait()
 }
