@@ -156,6 +156,39 @@ func TestPhasesFrozen(t *testing.T) {
 	}
 }
 
+// A frozen claimant wakes up while the one who took its claim over is still at work: it is fenced by its token.
+func TestPhasesTakenOver(t *testing.T) {
+	t.Parallel()
+	pool, b := shop(t), newBank(t)
+	claimed, woken := make(chan struct{}), make(chan struct{})
+	var group sync.WaitGroup
+	_, _, err := buy(t.Context(), pool, b.url, idempotency.WithFail(idempotency.Options{}, func(p string) {
+		if p != "charge:called" {
+			return
+		}
+		runOut(t, pool)
+		group.Go(func() {
+			out, _, err := buy(t.Context(), pool, b.url, idempotency.WithFail(idempotency.Options{}, func(p string) {
+				if p == "claimed" {
+					close(claimed)
+					<-woken
+				}
+			}))
+			checkBought(t, pool, out, err)
+		})
+		<-claimed
+	}))
+	if !errors.Is(err, idempotency.ErrLost) {
+		t.Errorf("got %v", err)
+	}
+	if got := points(t, pool); got != "order" {
+		t.Errorf("points %q", got)
+	}
+	close(woken)
+	group.Wait()
+	b.check(t, 2)
+}
+
 // Of concurrent requests one runs; the others are refused, or wait and are answered as it was.
 func TestPhasesConcurrent(t *testing.T) {
 	t.Parallel()
@@ -423,6 +456,29 @@ func TestPhaseCommitLost(t *testing.T) {
 				b.check(t, 1)
 			})
 		}
+	}
+}
+
+// A function that ignores what became of a phase stores no answer.
+func TestPhaseIgnored(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	p, through := newProxy(t, pool, 4)
+	_, _, err := idempotency.Phases(t.Context(), through, key, nil, idempotency.Options{}, func(ctx context.Context, c *idempotency.Claim) (idempotency.Response, error) {
+		for _, name := range []string{"one", "two"} {
+			_, err := idempotency.PhaseTx(ctx, c, name, func(ctx context.Context, tx pgx.Tx) (any, error) {
+				p.commit.Store(dropCommit)
+				_, err := effect(ctx, tx)
+				return nil, err
+			})
+			if !errors.Is(err, idempotency.ErrUnknown) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		return idempotency.Response{Status: 200}, nil
+	})
+	if !errors.Is(err, idempotency.ErrUnknown) || count(t, pool, "SELECT count(*) FROM effect")+count(t, pool, "SELECT count(*) FROM pawl.idempotency_key") != 0 {
+		t.Errorf("got %v", err)
 	}
 }
 
