@@ -1,10 +1,6 @@
 package outbox
 
-import (
-	"github.com/pawl-dev/pawl/db"
-
-	"github.com/jackc/pgx/v5"
-)
+import "github.com/pawl-dev/pawl/db"
 
 // DB is what a call of this package runs on: a pgx.Tx, a *pgxpool.Pool or a *pgx.Conn.
 type DB = db.DBTX
