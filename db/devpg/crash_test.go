@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -206,6 +207,15 @@ func TestByHand(t *testing.T) {
 	}
 	defer cmd.Wait()
 	defer cmd.Process.Signal(syscall.SIGINT)
+	pidFile := filepath.Join(server.DataDir(), "postmaster.pid")
+	for deadline := time.Now().Add(patience); ; { // until it is there
+		if text, err := os.ReadFile(pidFile); err == nil && strings.Contains(string(text), "ready") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the server does not start")
+		}
+	}
 	adopted := start(t, devpg.Config{Dir: server.Dir()})
 	if !adopted.Adopted() || adopted.PID() != cmd.Process.Pid {
 		t.Errorf("got adopted %v, pid %d; want the server %d", adopted.Adopted(), adopted.PID(), cmd.Process.Pid)

@@ -3,6 +3,7 @@
 package devpg
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -146,7 +147,15 @@ func RemoveUnowned(ctx context.Context, dir string) (bool, error) {
 	if err := os.Rename(dir, doomed); err != nil {
 		return false, err
 	}
-	return true, os.RemoveAll(doomed)
+	// Again if something has come in meanwhile: whoever looks for what runs have left behind puts a lock into what he finds.
+	ctx, cancel := context.WithTimeout(ctx, recoverMax)
+	defer cancel()
+	var left error
+	err = poll(ctx, func() (bool, error) {
+		left = os.RemoveAll(doomed)
+		return !errors.Is(left, syscall.ENOTEMPTY), nil
+	})
+	return true, cmp.Or(left, err)
 }
 
 // releaseTriesMax is how often releaseMemory tries.
