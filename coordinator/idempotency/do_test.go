@@ -19,6 +19,7 @@ import (
 // try runs fn under the key and checks that it leaves nothing behind: no effect, no answer, and the key free.
 func try(t *testing.T, pool *pgxpool.Pool, o idempotency.Options, fn func(context.Context, pgx.Tx) (idempotency.Response, error)) error {
 	t.Helper()
+	o.Wait = patience // a connection that was lost may have the key for a moment more
 	_, replayed, err := idempotency.Do(t.Context(), pool, key, nil, o, fn)
 	if replayed {
 		t.Error("replayed")
@@ -99,14 +100,14 @@ func TestDoRefused(t *testing.T) {
 		})
 	}()
 	ctx, cancel := context.WithCancel(t.Context())
-	_, _, err := idempotency.Do(ctx, pool, key, nil, idempotency.Options{}, func(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
+	_, _, err := idempotency.Do(ctx, pool, key, nil, idempotency.Options{Wait: patience}, func(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
 		defer cancel()
 		return effect(ctx, tx)
 	})
 	if !errors.Is(err, context.Canceled) || errors.Is(err, idempotency.ErrUnknown) {
 		t.Errorf("cancelled before the commit: %v", err)
 	}
-	if _, replayed, err := idempotency.Do(t.Context(), pool, key, nil, idempotency.Options{}, effect); err != nil || replayed || count(t, pool, "SELECT count(*) FROM effect") != 1 {
+	if _, replayed, err := idempotency.Do(t.Context(), pool, key, nil, idempotency.Options{Wait: patience}, effect); err != nil || replayed || count(t, pool, "SELECT count(*) FROM effect") != 1 {
 		t.Errorf("after all that: replayed %t, %v", replayed, err)
 	}
 }
@@ -249,7 +250,7 @@ func TestDoIdleOfRole(t *testing.T) {
 func TestDoStalled(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
-	_, _, err := idempotency.Do(t.Context(), pool, key, nil, idempotency.Options{Idle: 10 * time.Millisecond}, func(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
+	_, _, err := idempotency.Do(t.Context(), pool, key, nil, idempotency.Options{Idle: 500 * time.Millisecond}, func(ctx context.Context, tx pgx.Tx) (idempotency.Response, error) {
 		out, err := effect(ctx, tx)
 		if err != nil {
 			return out, err

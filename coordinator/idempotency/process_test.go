@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	osexec "os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -44,15 +45,18 @@ func child(url string) {
 		return
 	}
 	defer pool.Close()
+	woken := make(chan os.Signal, 1)
+	signal.Notify(woken, syscall.SIGCONT)
 	o := idempotency.WithFail(idempotency.Options{Idle: time.Second}, func(point string) {
 		if point != os.Getenv(envPoint) {
 			return
 		}
-		signal := syscall.SIGKILL
+		how := syscall.SIGKILL
 		if os.Getenv(envHow) == "STOP" {
-			signal = syscall.SIGSTOP
+			how = syscall.SIGSTOP
 		}
-		_ = syscall.Kill(os.Getpid(), signal)
+		_ = syscall.Kill(os.Getpid(), how)
+		<-woken // the signal may reach another thread first
 	})
 	_, _, err = buy(ctx, pool, os.Getenv(envBank), o)
 	switch {
