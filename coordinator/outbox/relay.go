@@ -46,8 +46,8 @@ type relay struct {
 	log  *slog.Logger
 	seed maphash.Seed
 
-	page  int   // events read at once: Page, or as many large ones as fit, or 1 after a transaction of a TxSink was lost
-	blame error // why the transaction of the next event alone was lost: it is put aside without another try
+	page  int    // events read at once: Page, or as many large ones as fit, or 1 after a transaction of a TxSink was lost
+	blame *blame // of the event that is next
 
 	news  chan struct{} // events were parked, or a key can go on
 	since int64         // position.since of this run

@@ -15,7 +15,14 @@ import (
 type txSink struct {
 	sink   TxSink
 	tx     pgx.Tx
+	tried  int64 // the first event of the last try
 	broken error // what went wrong when the transaction, and not only a savepoint in it, was lost
+}
+
+// blame is why the transaction of an event alone was lost: it is put aside without another try.
+type blame struct {
+	event int64
+	err   error
 }
 
 func (s *txSink) Send(ctx context.Context, events []Event) (accepted int, err error) {
@@ -43,6 +50,7 @@ func (s *txSink) try(ctx context.Context, events []Event) (err error) {
 	if s.broken != nil {
 		return s.broken
 	}
+	s.tried = events[0].Seq
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("outbox: the sink panicked: %v", p)
@@ -97,7 +105,7 @@ func (r *relay) turnTx(ctx context.Context, at *position, topics []string, lazy 
 
 // retryKeyTx is retryKey for a TxSink.
 func (r *relay) retryKeyTx(ctx context.Context, key string, id int64) {
-	try := func(events int, blame error) (lost error) {
+	try := func(events int, on *blame) (lost *blame) {
 		locked := false
 		defer func() {
 			if locked {
@@ -105,7 +113,7 @@ func (r *relay) retryKeyTx(ctx context.Context, key string, id int64) {
 			}
 		}()
 		var left int64
-		lost, err := r.inTx(ctx, blame, func(tx pgx.Tx, sink Sink) error {
+		lost, err := r.inTx(ctx, on, func(tx pgx.Tx, sink Sink) error {
 			q := db.New(tx)
 			p, ok := r.retry(ctx, q, sink, key, id, events)
 			if !ok {
@@ -135,8 +143,8 @@ func (r *relay) retryKeyTx(ctx context.Context, key string, id int64) {
 	}
 }
 
-// inTx runs do in a transaction that has the shard, with a sink in it; with blame, one that fails so. lost: what an event did that the transaction did not survive.
-func (r *relay) inTx(ctx context.Context, blame error, do func(pgx.Tx, Sink) error) (lost, err error) {
+// inTx runs do in a transaction that has the shard, with a sink in it, which fails at once for an event that is blamed. lost: which event did what, that the transaction did not survive.
+func (r *relay) inTx(ctx context.Context, on *blame, do func(pgx.Tx, Sink) error) (lost *blame, err error) {
 	sink := &txSink{sink: r.s.SinkTx}
 	committing := false
 	err = beginFunc(ctx, r.pool, func(tx pgx.Tx) error {
@@ -149,8 +157,13 @@ func (r *relay) inTx(ctx context.Context, blame error, do func(pgx.Tx, Sink) err
 		}
 		sink.tx = tx
 		var to Sink = sink
-		if blame != nil {
-			to = SinkFunc(func(context.Context, []Event) (int, error) { return 0, blame })
+		if on != nil {
+			to = SinkFunc(func(ctx context.Context, events []Event) (int, error) {
+				if events[0].Seq == on.event {
+					return 0, on.err
+				}
+				return sink.Send(ctx, events)
+			})
 		}
 		if err := do(tx, to); err != nil {
 			return err
@@ -164,7 +177,10 @@ func (r *relay) inTx(ctx context.Context, blame error, do func(pgx.Tx, Sink) err
 	if sink.broken == nil && committing && db.Code(err) != "" { // such as a deferred constraint
 		sink.broken = err
 	}
-	return sink.broken, err
+	if sink.broken == nil {
+		return nil, err
+	}
+	return &blame{sink.tried, sink.broken}, err
 }
 
 // committed tells a TxSink that wants to know.

@@ -166,3 +166,33 @@ func (h *hinting) SendTx(context.Context, pgx.Tx, []outbox.Event) error {
 }
 
 func (h *hinting) Committed(context.Context, *pgxpool.Pool) { h.told <- true }
+
+// An event whose transaction is lost each time is given up after its attempts, with nothing of it left; only its key waits.
+func TestTxSinkDead(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	exec(t, pool, "CREATE TABLE effect (id bigint GENERATED ALWAYS AS IDENTITY, key text, n int)")
+	w := &writer{tries: map[string]int{}}
+	w.bad = func(ctx context.Context, tx pgx.Tx, e outbox.Event, _ int) error {
+		if e.Key == "k1" && string(e.Payload) == "1" {
+			_, err := tx.Exec(ctx, "SELECT pg_terminate_backend(pg_backend_pid())")
+			return err
+		}
+		return nil
+	}
+	s := fast("dead", nil)
+	s.Sink, s.SinkTx, s.Attempts = nil, w, 3
+	start(t, pool, s)
+	for n := range 4 {
+		publish(t, pool, event("k1", fmt.Sprint(n)), event("k2", fmt.Sprint(n)))
+	}
+	until(t, pool, "SELECT count(*) = 1 AND bool_and(attempt = 3) FROM pawl.parked_event WHERE dead_at IS NOT NULL")
+	until(t, pool, "SELECT count(*) = 4 FROM effect WHERE key = 'k2'")
+	until(t, pool, "SELECT count(*) = 3 FROM pawl.parked_event")
+	if n := scan[int](t, pool, "SELECT count(*) FROM effect WHERE key = 'k1'"); n != 1 {
+		t.Errorf("%d effects of the key that waits, want 1", n)
+	}
+	if n := w.tries["k11"]; n > 5 { // alone, and once for the page and each retry before that
+		t.Errorf("%d tries", n)
+	}
+}
