@@ -19,7 +19,11 @@
 // (pawl.parked_event) and tried again with backoff, while other keys go on; a receiver that is down as a whole is left alone for a while, and no attempt is counted.
 // coordinator.Run relays what its configuration names, each shard in one process at a time.
 //
-// [ConsumeTx] is for consumers in the same database: their effects and the position are one transaction, so an event has its effect exactly once.
+// A [TxSink] is for consumers in the same database: what it writes and the position are one transaction, so an event has its effect exactly once; all else is as with a Sink.
+// [ConsumeTx] is the same for who asks for events himself.
+//
+// After a crash or a fail-over Postgres gives transaction ids out again of which nothing had reached the disk. What a relay read before is refused then (pawl.incarnation), and read
+// anew.
 //
 // # Retention
 //
