@@ -272,7 +272,7 @@ func (c *Coordinator) checkEvents(ctx context.Context) ([]Finding, error) {
 		}
 	}
 	f := Finding{Value: float64(kept.Ranges), Unit: "ranges"}
-	f.ok("kept from number %d on, in %d ranges", kept.OldestSeq, kept.Ranges)
+	f.ok("kept from number %d on, ranges in use: %d", kept.OldestSeq, kept.Ranges)
 	var since time.Duration
 	if kept.Since != nil {
 		since = server.Sub(*kept.Since)

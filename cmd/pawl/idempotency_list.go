@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/pawl-dev/pawl/coordinator/idempotency"
 )
 
@@ -25,6 +27,10 @@ func (c *idempotencyListCmd) Run(a *app) error {
 	}
 	if a.json {
 		return a.printJSON(map[string]any{"keys": keyRows(found)})
+	}
+	if len(found) == 0 {
+		fmt.Fprintln(a.err, "no phased request is in progress")
+		return nil
 	}
 	now, err := a.now(a.ctx, pool)
 	if err != nil {

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	osexec "os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -19,9 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/outbox"
-	"github.com/pawl-dev/pawl/db"
 	"github.com/pawl-dev/pawl/db/dbtest"
-	"github.com/pawl-dev/pawl/db/devpg"
 )
 
 // The tests here run relays as processes of their own: this test binary again, told by the environment what to do.
@@ -167,110 +163,5 @@ func TestRelayKilled(t *testing.T) {
 				t.Error("no event came twice: the processes were not killed where it matters")
 			}
 		})
-	}
-}
-
-// Postgres is killed under a storm of writers, some of whose transactions are prepared and committed much later: nothing is lost, and the order of each key is kept.
-func TestPostgresKilled(t *testing.T) {
-	t.Parallel()
-	server := dbtest.Private(t, devpg.Config{Settings: map[string]string{"max_prepared_transactions": "50"}})
-	conf, err := pgxpool.ParseConfig(server.URL(dbtest.PrivateDatabase))
-	if err != nil {
-		t.Fatal(err)
-	}
-	conf.MaxConns = 30 // whoever waits for a prepared transaction must leave a connection for its end
-	pool, err := pgxpool.NewWithConfig(t.Context(), conf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	exec(t, pool, "CREATE TABLE counter (key text PRIMARY KEY, n int NOT NULL); CREATE TABLE counted (key text, n int); INSERT INTO counter SELECT 'k' || i, 0 FROM generate_series(0, 4) i")
-	r := newReceiver()
-	s := fast("crash", r)
-	s.Page, s.Batch = 20, 5
-	start(t, pool, s)
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	var group sync.WaitGroup
-	for w := range 8 {
-		group.Go(func() {
-			dice := rand.New(rand.NewPCG(uint64(w), 3))
-			for i := 0; ctx.Err() == nil; i++ {
-				if dice.IntN(4) == 0 {
-					_ = writePrepared(ctx, pool, dice, fmt.Sprintf("%d-%d", w, i)) // fails while the server is away
-				} else {
-					_ = write(ctx, pool, dice)
-				}
-			}
-		})
-	}
-	for range 3 {
-		before := len(r.events())
-		r.waitN(t, before+100)
-		if err := server.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		if server, err = devpg.Start(t.Context(), server.Config()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r.waitN(t, len(r.events())+100)
-	stop()
-	group.Wait()
-	rows, err := pool.Query(t.Context(), "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gids, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, gid := range gids {
-		exec(t, pool, "COMMIT PREPARED '"+gid+"'")
-	}
-	t.Logf("%d transactions were left prepared", len(gids))
-	n := scan[int](t, pool, "SELECT count(*) FROM counted")
-	got := r.wait(t, func(got []outbox.Event) bool {
-		ids := map[string]bool{}
-		for _, e := range got {
-			ids[e.ID] = true
-		}
-		return len(ids) >= n
-	})
-	if inversions, missing := history(t, pool, got); inversions != 0 || missing != 0 {
-		t.Errorf("%d inversions, %d missing of %d", inversions, missing, n)
-	}
-}
-
-// writePrepared counts a key up in a transaction that is prepared, and committed or rolled back some time later.
-func writePrepared(ctx context.Context, pool *pgxpool.Pool, dice *rand.Rand, gid string) error {
-	key := fmt.Sprintf("k%d", dice.IntN(5))
-	err := pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-		tx, err := conn.Begin(ctx)
-		if err != nil {
-			return err
-		}
-		defer tx.Rollback(context.WithoutCancel(ctx)) // of nothing, once it is prepared
-		if err := count(ctx, tx, key); err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, "PREPARE TRANSACTION '"+gid+"'")
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	end := "COMMIT"
-	if dice.IntN(4) == 0 {
-		end = "ROLLBACK"
-	}
-	for {
-		_, err := pool.Exec(ctx, "SELECT pg_sleep($1)", dice.Float64()*0.02)
-		if err == nil {
-			_, err = pool.Exec(ctx, end+" PREPARED '"+gid+"'")
-		}
-		if err == nil || ctx.Err() != nil || db.Code(err) == "42704" { // gone: it ended, and the reply was lost
-			return err
-		}
 	}
 }
