@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -194,5 +196,85 @@ func TestTxSinkDead(t *testing.T) {
 	}
 	if n := w.tries["k11"]; n > 5 { // alone, and once for the page and each retry before that
 		t.Errorf("%d tries", n)
+	}
+}
+
+// A storm of failures of every kind, two relays, and an operator who pauses, resumes and replays: each event has its effect once, in the order of its key.
+func TestTxSinkStorm(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	exec(t, pool, "CREATE TABLE effect (id bigint GENERATED ALWAYS AS IDENTITY, key text, n int); CREATE TABLE late (n int, UNIQUE (n) DEFERRABLE INITIALLY DEFERRED)")
+	var mu sync.Mutex
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	dice := rand.New(rand.NewPCG(seed, 4))
+	roll := func(n int) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return dice.IntN(n)
+	}
+	calm := false
+	s := fast("storm", nil)
+	s.Page, s.Batch, s.Attempts, s.Timeout = 20, 5, 2, time.Second
+	s.Sink, s.SinkTx = nil, outbox.TxSinkFunc(func(ctx context.Context, tx pgx.Tx, events []outbox.Event) error {
+		for _, e := range events {
+			if _, err := tx.Exec(ctx, "INSERT INTO effect (key, n) VALUES ($1, $2)", e.Key, string(e.Payload)); err != nil {
+				return err
+			}
+		}
+		mu.Lock()
+		over := calm
+		mu.Unlock()
+		if over {
+			return nil
+		}
+		switch roll(40) {
+		case 0, 1, 2:
+			return errors.New("oh")
+		case 3:
+			panic("oh")
+		case 4:
+			_, _ = tx.Exec(ctx, "SELECT 1 / 0")
+		case 5:
+			_, err := tx.Exec(ctx, "SELECT pg_terminate_backend(pg_backend_pid())")
+			return err
+		case 6:
+			_, err := tx.Exec(ctx, "INSERT INTO late VALUES (1), (1)")
+			return err
+		case 7:
+			return outbox.Unavailable(errors.New("down"))
+		case 8:
+			return outbox.Permanent(errors.New("never"))
+		}
+		return nil
+	})
+	start(t, pool, s)
+	start(t, pool, s)
+	const keys, rounds = 6, 60
+	for n := range rounds {
+		for k := range keys {
+			publish(t, pool, event(fmt.Sprint("k", k), fmt.Sprint(n)))
+		}
+		switch roll(6) {
+		case 0:
+			exec(t, pool, "SELECT pawl.subscription_pause(1::smallint, 'storm', 'test'), pg_sleep(0.02), pawl.subscription_pause(1::smallint, 'storm', NULL)")
+		case 1:
+			exec(t, pool, "SELECT pawl.subscription_replay(1::smallint, 'storm', NULL, false)")
+		}
+	}
+	mu.Lock()
+	calm = true
+	mu.Unlock()
+	for deadline := time.Now().Add(time.Minute); scan[int](t, pool, "SELECT count(*) FROM effect") < keys*rounds; exec(t, pool, "SELECT pg_sleep(0.05), pawl.subscription_replay(1::smallint, 'storm', NULL, false)") {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d effects", scan[int](t, pool, "SELECT count(*) FROM effect"), keys*rounds)
+		}
+	}
+	until(t, pool, "SELECT count(*) = 0 FROM pawl.parked_event")
+	if n := scan[int](t, pool, "SELECT count(*) - count(DISTINCT (key, n)) FROM effect"); n != 0 {
+		t.Errorf("%d effects happened twice", n)
+	}
+	if n := scan[int](t, pool, "SELECT count(*) FROM (SELECT n, lag(n) OVER (PARTITION BY key ORDER BY id) AS before FROM effect) e WHERE n <= before"); n != 0 {
+		t.Errorf("%d effects out of order", n)
 	}
 }
