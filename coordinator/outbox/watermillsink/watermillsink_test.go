@@ -176,6 +176,7 @@ func (publisher) Close() error                                           { retur
 // What a publisher returns reaches the relay, and its panic does not end the process.
 func TestSend_errors(t *testing.T) {
 	t.Parallel()
+	returned := make(chan struct{})
 	for name, c := range map[string]struct {
 		publish func(*message.Message) error
 		is      func(error) bool
@@ -183,7 +184,7 @@ func TestSend_errors(t *testing.T) {
 		"permanent":   {func(*message.Message) error { return outbox.Permanent(errors.New("no")) }, outbox.IsPermanent},
 		"unavailable": {func(*message.Message) error { return outbox.Unavailable(errors.New("no")) }, func(err error) bool { _, ok := outbox.IsUnavailable(err); return ok }},
 		"panic":       {func(*message.Message) error { panic("oops") }, func(err error) bool { return strings.Contains(err.Error(), "panicked: oops") }},
-		"its context": {func(m *message.Message) error { <-m.Context().Done(); return m.Context().Err() }, func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }},
+		"its context": {func(m *message.Message) error { <-m.Context().Done(); close(returned); return m.Context().Err() }, func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }},
 	} {
 		s, err := watermillsink.New(publisher(c.publish), watermillsink.Config{})
 		if err != nil {
@@ -194,6 +195,11 @@ func TestSend_errors(t *testing.T) {
 			t.Errorf("%s: %d accepted, %v", name, n, err)
 		}
 		stop()
+	}
+	select {
+	case <-returned:
+	case <-within(t).Done():
+		t.Error("the publisher does not learn that ctx has ended")
 	}
 }
 

@@ -32,6 +32,8 @@ const (
 	patience = 30 * time.Second
 )
 
+var quiet = slog.NewLogLogger(slog.DiscardHandler, 0)
+
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
@@ -347,7 +349,7 @@ func TestSend_down(t *testing.T) {
 	answers := serve(t, func(http.ResponseWriter, *http.Request) {})
 	breaks := serve(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
 	untrusted := httptest.NewUnstartedServer(answers.Config.Handler)
-	untrusted.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+	untrusted.Config.ErrorLog = quiet
 	untrusted.StartTLS()
 	t.Cleanup(untrusted.Close)
 	unknown := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
