@@ -19,6 +19,9 @@
 // (pawl.parked_event) and tried again with backoff, while other keys go on; a receiver that is down as a whole is left alone for a while, and no attempt is counted.
 // coordinator.Run relays what its configuration names, each shard in one process at a time.
 //
+// Sinks are in packages of their own below this one: webhook, natssink, kafkasink, watermillsink and, for jobs in this database, jobs. For one of your own, [Each] makes a Send out of a function that sends one
+// event, and package sinktest checks what [Sink] promises to relays.
+//
 // A [TxSink] is for consumers in the same database: what it writes and the position are one transaction, so an event has its effect exactly once; all else is as with a Sink.
 // [ConsumeTx] is the same for who asks for events himself.
 //
