@@ -119,7 +119,7 @@ func (c *Coordinator) checkCluster(ctx context.Context) ([]Finding, error) {
 		return nil, err
 	}
 	f := Finding{Value: float64(away), Unit: "lines"}
-	f.ok("all %d lines of the queues are at home in this cluster", lines)
+	f.ok("all %d lines of the queues and the outbox are at home in this cluster", lines)
 	if away > 0 {
 		f.bad(`stop what still uses the old database, then run "pawl doctor --rebase" once`,
 			"%d of %d lines were last used in another cluster (a restore, a copy or an upgrade): nothing is enqueued to or claimed from them", away, lines)

@@ -253,9 +253,11 @@ func (q *Queries) ReadClock(ctx context.Context) (time.Time, error) {
 }
 
 const readLines = `-- name: ReadLines :one
-SELECT count(*)::bigint AS lines, count(*) FILTER (WHERE l.cluster <> h.cluster)::bigint AS away
-FROM pawl.line l CROSS JOIN (SELECT pawl.cluster() AS cluster) h
-WHERE l.ns = $1::smallint
+SELECT count(*)::bigint AS lines, count(*) FILTER (WHERE l.away)::bigint AS away
+FROM (
+  SELECT x.cluster <> pawl.cluster() AS away FROM pawl.line x WHERE x.ns = $1::smallint
+  UNION ALL
+  SELECT pawl.outbox_away(o.ns) FROM pawl.outbox o WHERE o.ns = $1::smallint) l
 `
 
 type ReadLinesRow struct {
@@ -263,7 +265,7 @@ type ReadLinesRow struct {
 	Away  int64
 }
 
-// away: lines that count in another cluster's transaction ids.
+// away: lines that count in another cluster's transaction ids. The outbox counts as one.
 func (q *Queries) ReadLines(ctx context.Context, ns int16) (ReadLinesRow, error) {
 	row := q.db.QueryRow(ctx, readLines, ns)
 	var i ReadLinesRow

@@ -432,13 +432,14 @@ func (q *Queries) NextParked(ctx context.Context, arg NextParkedParams) (int64, 
 const openBatch = `-- name: OpenBatch :one
 SELECT to_epoch::smallint AS to_epoch, to_xid::xid8 AS to_xid, to_late::text[] AS to_late, to_mark::bigint AS to_mark, ceiling::bigint AS ceiling,
   coalesce(topics, '{}')::text[] AS topics, paused::boolean AS paused, incarnation::bigint AS incarnation
-FROM pawl.outbox_open($1::smallint, $2::int, $3::smallint)
+FROM pawl.outbox_open($1::smallint, $2::int, $3::smallint, $4::xid8)
 `
 
 type OpenBatchParams struct {
 	Ns             int16
 	SubscriptionID int32
 	Epoch          int16
+	SeenXID        uint64
 }
 
 type OpenBatchRow struct {
@@ -453,7 +454,12 @@ type OpenBatchRow struct {
 }
 
 func (q *Queries) OpenBatch(ctx context.Context, arg OpenBatchParams) (OpenBatchRow, error) {
-	row := q.db.QueryRow(ctx, openBatch, arg.Ns, arg.SubscriptionID, arg.Epoch)
+	row := q.db.QueryRow(ctx, openBatch,
+		arg.Ns,
+		arg.SubscriptionID,
+		arg.Epoch,
+		arg.SeenXID,
+	)
 	var i OpenBatchRow
 	err := row.Scan(
 		&i.ToEpoch,

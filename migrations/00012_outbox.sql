@@ -368,7 +368,7 @@ END;
 -- A batch of an earlier epoch holds all that is left of it; the next one begins at the front of the next epoch. Must come before its transaction has an id, which no
 -- snapshot of its own lists: PW005. incarnation: of the server, for outbox_settle. Raises PW003 when the database was moved to another cluster.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.outbox_open(p_ns smallint, p_subscription int, p_epoch smallint,
+CREATE FUNCTION pawl.outbox_open(p_ns smallint, p_subscription int, p_epoch smallint, p_seen_xid xid8,
   OUT to_epoch smallint, OUT to_xid xid8, OUT to_late xid8[], OUT to_mark bigint, OUT ceiling bigint, OUT topics text[], OUT paused boolean, OUT incarnation bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -393,6 +393,9 @@ BEGIN
     v_snap := pg_current_snapshot();
     to_xid := pg_snapshot_xmax(v_snap);
     to_late := pawl.snapshot_late(v_snap);
+    IF p_seen_xid > to_xid THEN -- in the future: events would count as seen
+      PERFORM pawl.raise_outbox_moved();
+    END IF;
   END IF;
   ceiling := pawl.outbox_last();
   incarnation := pawl.incarnate(); -- not before the snapshot: it may take a transaction id
@@ -665,15 +668,23 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- Whether the outbox of a namespace was last used in another cluster, or a position of it counts in this one's future: a copy from a clone with more transaction ids.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.outbox_away(p_ns smallint) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN EXISTS (SELECT FROM pawl.outbox o WHERE o.ns = p_ns AND (o.cluster <> pawl.cluster() OR EXISTS (
+    SELECT FROM pawl.subscription s CROSS JOIN LATERAL generate_series(0, s.shards - 1) i CROSS JOIN LATERAL pawl.subscription_position(s.ns, s.id, i::smallint) b
+    WHERE s.ns = o.ns AND b.epoch = o.epoch AND b.seen_xid > pg_snapshot_xmax(pg_current_snapshot()))));
+END $$;
+-- +goose StatementEnd
+
 -- Takes the outbox of a namespace home after a move to another cluster: what was published before counts in an epoch of its own, and none of it is lost. Part of rebase.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_rebase(p_ns smallint) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  UPDATE pawl.outbox o SET epoch = o.epoch + 1, cluster = pawl.cluster()
-    WHERE o.ns = p_ns AND (o.cluster <> pawl.cluster() OR EXISTS (
-      SELECT FROM pawl.subscription s CROSS JOIN LATERAL generate_series(0, s.shards - 1) i CROSS JOIN LATERAL pawl.subscription_position(s.ns, s.id, i::smallint) b
-      WHERE s.ns = o.ns AND b.epoch = o.epoch AND b.seen_xid > pg_snapshot_xmax(pg_current_snapshot())));
+  UPDATE pawl.outbox o SET epoch = o.epoch + 1, cluster = pawl.cluster() WHERE o.ns = p_ns AND pawl.outbox_away(p_ns);
   IF NOT FOUND THEN
     RETURN false;
   END IF;
@@ -685,7 +696,7 @@ END $$;
 SELECT pawl.partition_ahead();
 
 -- +goose Down
-DROP FUNCTION pawl.outbox_rebase, pawl.sweep_outbox, pawl.subscription_remove, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_page, pawl.parked_lead,
+DROP FUNCTION pawl.outbox_rebase, pawl.outbox_away, pawl.sweep_outbox, pawl.subscription_remove, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_page, pawl.parked_lead,
   pawl.outbox_settle, pawl.outbox_page, pawl.outbox_open, pawl.subscription_position, pawl.subscription_create, pawl.ordered, pawl.publish, pawl.publish_event, pawl.raise_outbox_moved,
   pawl.publish_many, pawl.raise_event, pawl.outbox_create, pawl.uuid7, pawl.outbox_last, pawl.snapshot_late, pawl.event_key, pawl.subscription_key, pawl.incarnate;
 DROP TABLE pawl.parked_event, pawl.subscription_batch, pawl.subscription, pawl.outbox_event, pawl.outbox, pawl.incarnation;

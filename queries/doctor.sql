@@ -14,10 +14,12 @@ SELECT current_setting('server_version')::text AS version, current_setting('serv
 SELECT pg_backend_pid()::int AS pid;
 
 -- name: ReadLines :one
--- away: lines that count in another cluster's transaction ids.
-SELECT count(*)::bigint AS lines, count(*) FILTER (WHERE l.cluster <> h.cluster)::bigint AS away
-FROM pawl.line l CROSS JOIN (SELECT pawl.cluster() AS cluster) h
-WHERE l.ns = @ns::smallint;
+-- away: lines that count in another cluster's transaction ids. The outbox counts as one.
+SELECT count(*)::bigint AS lines, count(*) FILTER (WHERE l.away)::bigint AS away
+FROM (
+  SELECT x.cluster <> pawl.cluster() AS away FROM pawl.line x WHERE x.ns = @ns::smallint
+  UNION ALL
+  SELECT pawl.outbox_away(o.ns) FROM pawl.outbox o WHERE o.ns = @ns::smallint) l;
 
 -- name: ReadSessionTrouble :one
 -- Of sessions that are not rescued: those alive, those past their time that no sweep has ended, and those ended that hold on to jobs. Ages in seconds.

@@ -29,7 +29,7 @@ SELECT pawl.incarnate();
 -- name: OpenBatch :one
 SELECT to_epoch::smallint AS to_epoch, to_xid::xid8 AS to_xid, to_late::text[] AS to_late, to_mark::bigint AS to_mark, ceiling::bigint AS ceiling,
   coalesce(topics, '{}')::text[] AS topics, paused::boolean AS paused, incarnation::bigint AS incarnation
-FROM pawl.outbox_open(@ns::smallint, @subscription_id::int, @epoch::smallint);
+FROM pawl.outbox_open(@ns::smallint, @subscription_id::int, @epoch::smallint, @seen_xid::xid8);
 
 -- name: ReadPage :many
 SELECT id::bigint AS id, created_at::timestamptz AS created_at, event_id::text AS event_id, topic::text AS topic, coalesce(key, '')::text AS key, type::text AS type,

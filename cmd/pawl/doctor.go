@@ -137,10 +137,10 @@ func (c *doctorCmd) rebase(a *app, coord *coordinator.Coordinator) error {
 		if a.json {
 			return a.printJSON(map[string]any{"rebased": 0, "lines": lines})
 		}
-		fmt.Fprintf(a.out, "nothing to do: all %d lines of the queues are at home in this cluster\n", lines)
+		fmt.Fprintf(a.out, "nothing to do: all %d lines of the queues and the outbox are at home in this cluster\n", lines)
 		return nil
 	}
-	fmt.Fprintf(a.err, `%d of %d lines of the queues were last used in another cluster: this database was restored, copied or upgraded.
+	fmt.Fprintf(a.err, `%d of %d lines of the queues and the outbox were last used in another cluster: this database was restored, copied or upgraded.
 A rebase makes each of them go on from where it stands, in the transaction ids of this cluster. No job is lost or run twice by it,
 provided that nothing of Pawl, worker or coordinator, still uses the old database, nor will again.
 `, away, lines)

@@ -62,7 +62,7 @@ func (p place) read(ctx context.Context, q *db.Queries) (position, error) {
 
 // open opens a batch after a position. empty: nothing can be in it.
 func (p place) open(ctx context.Context, q *db.Queries, at *position) (topics []string, paused, empty bool, err error) {
-	row, err := q.OpenBatch(ctx, db.OpenBatchParams{Ns: p.ns, SubscriptionID: p.id, Epoch: at.epoch})
+	row, err := q.OpenBatch(ctx, db.OpenBatchParams{Ns: p.ns, SubscriptionID: p.id, Epoch: at.epoch, SeenXID: at.xid})
 	if err != nil {
 		return nil, false, false, fmt.Errorf("open batch: %w", wrap(err))
 	}
