@@ -25,10 +25,11 @@ var floors = [][]string{
 	{"db/migrate"},
 	{"db/dbtest"},
 	{"coordinator/session", "coordinator/outbound"},
-	{"coordinator/job", "coordinator/lock", "coordinator/idempotency", "coordinator/outbox"},
+	{"coordinator/job", "coordinator/lock", "coordinator/idempotency", "coordinator/outbox", "coordinator/barrier"},
 	{"coordinator/outbox/sinktest", "coordinator/outbox/cloudevent"},
 	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/natssink", "coordinator/outbox/kafkasink", "coordinator/outbox/watermillsink"},
 	{"coordinator", "worker"},
+	{"coordinator/saga/sagatest"},
 	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc", "cmd/checkout"},
 	{"cmd/pawl"},
 	{"."}, // tests only

@@ -1,0 +1,286 @@
+package saga
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+)
+
+// spec is a definition as it is registered. Names that are left out have no meaning there.
+type spec struct {
+	Name       string     `json:"name"`
+	Version    int        `json:"version"`
+	DeadlineMs int64      `json:"deadline_ms,omitempty"`
+	Steps      []specStep `json:"steps"` // each behind those it needs
+}
+
+type specStep struct {
+	Name     string   `json:"name"`
+	Kind     Kind     `json:"kind"`
+	After    []string `json:"after,omitempty"` // sorted
+	Pivot    bool     `json:"pivot,omitempty"`
+	ReadOnly bool     `json:"read_only,omitempty"`
+	specPolicy
+	Priority int         `json:"priority,omitempty"`
+	Undo     *specPolicy `json:"undo,omitempty"`    // nil: nothing to undo
+	WaitMs   int64       `json:"wait_ms,omitempty"` // of a timer; of a signal: 0 for ever
+	Child    *specChild  `json:"child,omitempty"`
+}
+
+// specPolicy is how a job of a step, or of its compensation, is tried.
+type specPolicy struct {
+	Queue        string `json:"queue,omitempty"`
+	MaxAttempts  int    `json:"max_attempts,omitempty"`
+	TimeoutMs    int64  `json:"timeout_ms,omitempty"`     // 0: the worker's
+	BackoffMs    *int64 `json:"backoff_ms,omitempty"`     // nil: 1 s
+	BackoffMsMax *int64 `json:"backoff_ms_max,omitempty"` // nil: 1 h
+}
+
+type specChild struct {
+	Name    string `json:"name"`
+	Version int    `json:"version"`
+}
+
+func newSealed(d *definition) *sealed {
+	if err := d.validate(); err != nil {
+		return &sealed{err: err}
+	}
+	s := d.spec()
+	text, err := json.Marshal(s)
+	if err != nil {
+		return &sealed{err: fmt.Errorf("%w: %w", ErrInvalid, err)}
+	}
+	return &sealed{spec: text, digest: s.digest()}
+}
+
+// digest is the SHA-256 of the spec with its steps by name: in which order services declare steps that do not need each other makes no difference.
+func (s spec) digest() string {
+	s.Steps = slices.SortedFunc(slices.Values(s.Steps), func(a, b specStep) int { return cmp.Compare(a.Name, b.Name) })
+	text, _ := json.Marshal(s) // has been marshalled before
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
+}
+
+func (d *definition) spec() spec {
+	out := spec{Name: d.name, Version: d.version, DeadlineMs: d.deadline.Milliseconds()}
+	for _, s := range d.steps {
+		out.Steps = append(out.Steps, s.spec())
+	}
+	return out
+}
+
+func (s *step) spec() specStep {
+	out := specStep{Name: s.name, Kind: s.kind, Pivot: s.opts.pivot}
+	for _, a := range s.opts.after {
+		out.After = append(out.After, a.name)
+	}
+	slices.Sort(out.After)
+	out.After = slices.Compact(out.After)
+	if s.kind == KindTimer || s.kind == KindSignal {
+		out.ReadOnly = true
+		out.WaitMs = max(s.wait, s.opts.expires).Milliseconds()
+		return out
+	}
+	out.ReadOnly = s.opts.readOnly
+	attempts := AttemptsDefault
+	if s.sure() {
+		attempts = AttemptsSureDefault
+	}
+	out.specPolicy = s.opts.policy(QueueDefault, attempts)
+	out.Priority = cmp.Or(s.opts.priority, PriorityDefault)
+	if s.compensated() {
+		undo := stepOptions{}
+		if s.opts.undo != nil {
+			undo = *s.opts.undo
+		}
+		p := undo.policy(out.Queue, AttemptsSureDefault)
+		out.Undo = &p
+	}
+	if s.child != nil {
+		out.Child = &specChild{s.child.name, s.child.version}
+	}
+	return out
+}
+
+func (o *stepOptions) policy(queue string, attempts int) specPolicy {
+	p := specPolicy{Queue: cmp.Or(o.queue, queue), MaxAttempts: cmp.Or(o.maxAttempts, attempts), TimeoutMs: o.timeout.Milliseconds()}
+	if o.has("Backoff") {
+		base, longest := o.backoff.Milliseconds(), o.backoffMax.Milliseconds()
+		p.BackoffMs, p.BackoffMsMax = &base, &longest
+	}
+	return p
+}
+
+// validate lists all faults.
+func (d *definition) validate() error {
+	var faults []error
+	fault := func(bad bool, format string, args ...any) {
+		if bad {
+			faults = append(faults, fmt.Errorf("%w: definition %q, version %d: "+format, slices.Concat([]any{ErrInvalid, d.name, d.version}, args)...))
+		}
+	}
+	fault(len(d.steps) == 0, "it has no step")
+	fault(len(d.steps) > StepsMax, "it has %d steps, and %d are the most", len(d.steps), StepsMax)
+	seen, pivots := map[string]bool{}, 0
+	for _, s := range d.steps {
+		if seen[s.name] {
+			fault(true, "step %q: there are two of that name", s.name)
+		}
+		seen[s.name] = true
+		if s.opts.pivot {
+			pivots++
+		}
+		for _, f := range s.faults() {
+			fault(true, "step %q: %s", s.name, f)
+		}
+	}
+	fault(pivots > 1, "it has %d pivots, and one is the most", pivots)
+	if p := d.pivot(); p != nil && pivots == 1 {
+		for _, s := range d.steps {
+			fault(s != p && !s.needs(p) && !p.needs(s), "step %q neither comes before the pivot %q nor behind it: say which with After", s.name, p.name)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// faults lists what is wrong with a step by itself.
+func (s *step) faults() (faults []string) {
+	fault := func(bad bool, format string, args ...any) {
+		if bad {
+			faults = append(faults, fmt.Sprintf(format, args...))
+		}
+	}
+	o := &s.opts
+	fault(!nameForm.MatchString(s.name), "a name has 1 to 64 letters, digits, dots, hyphens and underscores")
+	for _, a := range o.after {
+		fault(a.def != s.def, "After names step %q of definition %q", a.name, a.def.name)
+	}
+	fault(o.has("Expires") && s.kind != KindSignal, "Expires is for signals")
+	fault(o.has("Expires") && checkDuration("", o.expires) != nil, "Expires of %s is outside 1 ms to 10 years", o.expires)
+	fault(s.kind == KindTimer && checkDuration("", s.wait) != nil, "a wait of %s is outside 1 ms to 10 years", s.wait)
+	fault(o.pivot && o.readOnly, "a pivot is not ReadOnly: what cannot be undone is what makes it one")
+	if s.kind == KindTimer || s.kind == KindSignal {
+		for _, name := range o.given {
+			fault(name != "After" && name != "ReadOnly" && name != "Expires", "%s has no meaning for a %s", name, s.kind)
+		}
+		return faults
+	}
+	fault(o.pivot && s.kind == KindEach, "a pivot happens as a whole or not at all, and units do not")
+	faults = append(faults, o.faults()...)
+	if o.undo != nil {
+		fault(!s.compensated(), "Undo, and it has nothing to undo: it is the pivot, or behind it, or ReadOnly")
+		for _, name := range o.undo.given {
+			fault(!slices.Contains(undoOptions, name), "Undo: %s is not for compensations", name)
+		}
+		for _, f := range o.undo.faults() {
+			fault(true, "Undo: %s", f)
+		}
+	}
+	if s.child != nil {
+		fault(s.child.namespace != s.def.namespace, "its child %q is of another namespace", s.child.name)
+		fault(s.child.contains(s.def, map[*definition]bool{}), "its child %q contains %q, and so never ends", s.child.name, s.def.name)
+	}
+	return faults
+}
+
+var undoOptions = []string{"Queue", "MaxAttempts", "Timeout", "Backoff"}
+
+// contains tells whether a saga of d starts one of other, directly or through its children, or is one.
+func (d *definition) contains(other *definition, seen map[*definition]bool) bool {
+	if d == other || d.name == other.name && d.version == other.version {
+		return true
+	}
+	if seen[d] {
+		return false
+	}
+	seen[d] = true
+	return slices.ContainsFunc(d.steps, func(s *step) bool { return s.child != nil && s.child.contains(other, seen) })
+}
+
+// faults lists what is wrong with how something is tried.
+func (o *stepOptions) faults() (faults []string) {
+	fault := func(bad bool, format string, args ...any) {
+		if bad {
+			faults = append(faults, fmt.Sprintf(format, args...))
+		}
+	}
+	const most = math.MaxInt32 * time.Millisecond
+	fault(o.has("Queue") && (o.queue == "" || len(o.queue) > 128), "a queue's name has 1 to 128 bytes, not %d", len(o.queue))
+	fault(o.has("Priority") && (o.priority < 1 || o.priority > 4), "priority %d is outside 1 (first) to 4 (last)", o.priority)
+	fault(o.has("MaxAttempts") && (o.maxAttempts < 1 || o.maxAttempts > 1000), "max attempts of %d is outside 1 to 1,000", o.maxAttempts)
+	fault(o.has("Timeout") && (o.timeout < time.Millisecond || o.timeout > most), "timeout of %s is outside 1 ms to 24 days", o.timeout)
+	fault(o.has("Backoff") && (o.backoff < 0 || o.backoffMax < o.backoff || o.backoffMax > most), "a backoff from %s to %s: the first is 0 or more, the second no less, and up to 24 days", o.backoff, o.backoffMax)
+	return faults
+}
+
+// difference tells on one line each where a definition that is registered differs from this one.
+func difference(ours, theirs []byte) []string {
+	var a, b map[string]any
+	if json.Unmarshal(ours, &a) != nil || json.Unmarshal(theirs, &b) != nil {
+		return []string{"the one that is registered cannot be read"}
+	}
+	flatten := func(m map[string]any) map[string]string {
+		out := map[string]string{}
+		steps, _ := m["steps"].([]any)
+		delete(m, "steps")
+		add(out, "", m)
+		for _, s := range steps {
+			if s, ok := s.(map[string]any); ok {
+				name := fmt.Sprintf("step %v", s["name"])
+				delete(s, "name")
+				out[name] = "there"
+				add(out, name+": ", s)
+			}
+		}
+		return out
+	}
+	x, y := flatten(a), flatten(b)
+	var lines []string
+	for key, here := range x {
+		if there, ok := y[key]; !ok || there != here {
+			lines = append(lines, fmt.Sprintf("%s %s, registered %s", key, here, cmp.Or(there, "without")))
+		}
+	}
+	for key, there := range y {
+		if _, ok := x[key]; !ok {
+			lines = append(lines, fmt.Sprintf("%s without, registered %s", key, there))
+		}
+	}
+	slices.Sort(lines)
+	return onlySteps(lines)
+}
+
+// onlySteps leaves of the lines about a step that only one side has the one that says so.
+func onlySteps(lines []string) []string {
+	var missing []string
+	for _, l := range lines {
+		if name, rest, _ := strings.Cut(l, " there, registered without"); rest == "" && name != l {
+			missing = append(missing, name+": ")
+		} else if name, ok := strings.CutSuffix(l, " without, registered there"); ok {
+			missing = append(missing, name+": ")
+		}
+	}
+	return slices.DeleteFunc(lines, func(l string) bool {
+		return slices.ContainsFunc(missing, func(p string) bool { return strings.HasPrefix(l, p) })
+	})
+}
+
+// add writes the members of m, and of objects in it, as text.
+func add(out map[string]string, prefix string, m map[string]any) {
+	for key, v := range m {
+		if inner, ok := v.(map[string]any); ok {
+			out[prefix+key] = "there"
+			add(out, prefix+key+" ", inner)
+			continue
+		}
+		text, _ := json.Marshal(v) // was JSON before
+		out[prefix+key] = string(text)
+	}
+}
