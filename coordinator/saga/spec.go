@@ -7,9 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -220,67 +220,63 @@ func (o *stepOptions) faults() (faults []string) {
 	return faults
 }
 
-// difference tells on one line each where a definition that is registered differs from this one.
+// difference tells, a line each, where a definition is not the one that is registered under its name and version.
 func difference(ours, theirs []byte) []string {
-	var a, b map[string]any
-	if json.Unmarshal(ours, &a) != nil || json.Unmarshal(theirs, &b) != nil {
-		return []string{"the one that is registered cannot be read"}
+	a, err := parts(ours)
+	if err != nil {
+		return []string{err.Error()}
 	}
-	flatten := func(m map[string]any) map[string]string {
-		out := map[string]string{}
-		steps, _ := m["steps"].([]any)
-		delete(m, "steps")
-		add(out, "", m)
-		for _, s := range steps {
-			if s, ok := s.(map[string]any); ok {
-				name := fmt.Sprintf("step %v", s["name"])
-				delete(s, "name")
-				out[name] = "there"
-				add(out, name+": ", s)
+	b, err := parts(theirs)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var lines []string
+	for _, part := range union(a, b) {
+		switch here, there := a[part], b[part]; {
+		case there == nil:
+			lines = append(lines, part+" is new")
+		case here == nil:
+			lines = append(lines, part+" is missing")
+		default:
+			for _, name := range union(here, there) {
+				if x, y := here[name], there[name]; x != y {
+					lines = append(lines, fmt.Sprintf("%s: %s is %s, was %s", part, name, cmp.Or(x, "none"), cmp.Or(y, "none")))
+				}
 			}
 		}
-		return out
 	}
-	x, y := flatten(a), flatten(b)
-	var lines []string
-	for key, here := range x {
-		if there, ok := y[key]; !ok || there != here {
-			lines = append(lines, fmt.Sprintf("%s %s, registered %s", key, here, cmp.Or(there, "without")))
-		}
-	}
-	for key, there := range y {
-		if _, ok := x[key]; !ok {
-			lines = append(lines, fmt.Sprintf("%s without, registered %s", key, there))
-		}
-	}
-	slices.Sort(lines)
-	return onlySteps(lines)
+	return lines
 }
 
-// onlySteps leaves of the lines about a step that only one side has the one that says so.
-func onlySteps(lines []string) []string {
-	var missing []string
-	for _, l := range lines {
-		if name, rest, _ := strings.Cut(l, " there, registered without"); rest == "" && name != l {
-			missing = append(missing, name+": ")
-		} else if name, ok := strings.CutSuffix(l, " without, registered there"); ok {
-			missing = append(missing, name+": ")
+// parts reads a spec: its steps by name, and it itself without them, each with its members as canonical JSON.
+func parts(text []byte) (map[string]map[string]string, error) {
+	var top map[string]any
+	if err := json.Unmarshal(text, &top); err != nil {
+		return nil, fmt.Errorf("a definition cannot be read: %w", err)
+	}
+	steps, _ := top["steps"].([]any)
+	delete(top, "steps")
+	out := map[string]map[string]string{"the definition": members(top)}
+	for _, s := range steps {
+		if s, ok := s.(map[string]any); ok {
+			out[fmt.Sprintf("step %v", s["name"])] = members(s)
 		}
 	}
-	return slices.DeleteFunc(lines, func(l string) bool {
-		return slices.ContainsFunc(missing, func(p string) bool { return strings.HasPrefix(l, p) })
-	})
+	return out, nil
 }
 
-// add writes the members of m, and of objects in it, as text.
-func add(out map[string]string, prefix string, m map[string]any) {
-	for key, v := range m {
-		if inner, ok := v.(map[string]any); ok {
-			out[prefix+key] = "there"
-			add(out, prefix+key+" ", inner)
-			continue
-		}
-		text, _ := json.Marshal(v) // was JSON before
-		out[prefix+key] = string(text)
+func members(m map[string]any) map[string]string {
+	out := map[string]string{}
+	for name, v := range m {
+		text, _ := json.Marshal(v) // it was JSON before
+		out[name] = string(text)
 	}
+	return out
+}
+
+// union gives the keys of both, sorted.
+func union[V any](a, b map[string]V) []string {
+	keys := slices.AppendSeq(slices.Collect(maps.Keys(a)), maps.Keys(b))
+	slices.Sort(keys)
+	return slices.Compact(keys)
 }
