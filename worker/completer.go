@@ -227,11 +227,12 @@ func (c *completer) settleAll(part []ending) {
 		p.DelaysMs = append(p.DelaysMs, delay)
 		p.Results = append(p.Results, e.result)
 	}
-	var counted []string
+	var row db.SettleJobsRow
 	err := c.try("settle", func(ctx context.Context) (err error) {
-		counted, err = c.r.q.SettleJobs(ctx, p)
+		row, err = c.r.q.SettleJobs(ctx, p)
 		return err
 	})
+	counted := row.Counted
 	if err != nil && db.Code(err) != "" {
 		if len(part) > 1 {
 			c.settleAll(part[:len(part)/2])
