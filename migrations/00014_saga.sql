@@ -1061,7 +1061,8 @@ DECLARE
   v_n int := 0;
 BEGIN
   removed := 0;
-  FOR x IN SELECT y.id, y.root_id FROM pawl.saga y WHERE y.ns = p_ns AND y.id > p_after AND y.started_at < clock_timestamp() - p_keep ORDER BY y.id LIMIT p_limit LOOP
+  FOR x IN SELECT y.id, y.root_id, y.started_at FROM pawl.saga y WHERE y.ns = p_ns AND y.id > p_after ORDER BY y.id LIMIT p_limit LOOP
+    EXIT WHEN x.started_at > clock_timestamp() - p_keep;  -- those behind it began later, but for a few
     v_n := v_n + 1;
     last := x.id;
     -- A part of a saga stays as long as the whole.
