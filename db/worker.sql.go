@@ -278,7 +278,7 @@ type SettleJobsRow struct {
 	Ended   []string
 }
 
-// counted: for each the outcome that counts, ” where it was lost. queues: those that got work of sagas. ended: the ids of sagas that ended.
+// queues got jobs, and the sagas ended have ended.
 func (q *Queries) SettleJobs(ctx context.Context, arg SettleJobsParams) (SettleJobsRow, error) {
 	row := q.db.QueryRow(ctx, settleJobs,
 		arg.Ns,
