@@ -25,7 +25,7 @@ var floors = [][]string{
 	{"db/migrate"},
 	{"db/dbtest"},
 	{"coordinator/session", "coordinator/outbound"},
-	{"coordinator/job", "coordinator/lock", "coordinator/idempotency", "coordinator/outbox"},
+	{"coordinator/job", "coordinator/lock", "coordinator/idempotency", "coordinator/outbox", "coordinator/barrier"},
 	{"coordinator/outbox/sinktest", "coordinator/outbox/cloudevent"},
 	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/natssink", "coordinator/outbox/kafkasink", "coordinator/outbox/watermillsink"},
 	{"coordinator", "worker"},
@@ -48,7 +48,7 @@ var onlyFor = map[string][]string{
 
 // clockReaders may ask the process's clock, to stop earlier than Postgres would; outbound and webhook for what they say to and hear from others by HTTP, who know no Postgres.
 // All others ask Postgres.
-var clockReaders = []string{"worker", "coordinator/session", "coordinator/lock", "coordinator/outbound", "coordinator/outbox/webhook", "cmd/", "db/devpg"}
+var clockReaders = []string{"worker", "coordinator/session", "coordinator/lock", "coordinator/barrier", "coordinator/outbound", "coordinator/outbox/webhook", "cmd/", "db/devpg"}
 
 // TestFloors checks the imports of every file, tests included: those may also import their own floor.
 func TestFloors(t *testing.T) {
