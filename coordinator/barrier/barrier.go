@@ -171,7 +171,7 @@ func checkResult(value json.RawMessage) error {
 	if len(value) > ResultBytesMax {
 		return fmt.Errorf("%w: a result of %d bytes exceeds %d", ErrInvalid, len(value), ResultBytesMax)
 	}
-	if value != nil && (!json.Valid(value) || !utf8.Valid(value)) {
+	if value != nil && !json.Valid(value) {
 		return fmt.Errorf("%w: the result is not JSON", ErrInvalid)
 	}
 	return nil

@@ -138,6 +138,7 @@ func (h HTTP) do(ctx context.Context, pool *pgxpool.Pool, b Branch, work func(co
 }
 
 func (h HTTP) answer(w http.ResponseWriter, r *http.Request, b Branch, out Result, err error) {
+	complain := func(message string) { h.Logger.Error(message, "saga", b.ID, "step", b.Branch, "op", b.Op, "err", err) }
 	switch {
 	case err == nil:
 		w.Header().Set("Content-Type", "application/json")
@@ -154,26 +155,17 @@ func (h HTTP) answer(w http.ResponseWriter, r *http.Request, b Branch, out Resul
 	case errors.Is(err, ErrInFlight):
 		retry(w, http.StatusTooEarly, "In flight", "Another call of this branch is being worked on.")
 	case errors.Is(err, errUnknown):
-		h.complain(r, "outcome of a branch unknown", b, err)
+		complain("outcome of a branch unknown")
 		retry(w, http.StatusServiceUnavailable, "Outcome unknown", "Make the same call again to learn what became of it.")
 	case r.Context().Err() != nil: // nobody listens, or a deadline of the server's own
 		retry(w, http.StatusServiceUnavailable, "Call was given up", "Nothing was done; the call may be made again.")
 	case passes(err):
-		h.complain(r, "branch failed for now and was rolled back", b, err)
+		complain("branch failed for now and was rolled back")
 		retry(w, http.StatusServiceUnavailable, "Service is unavailable", "Nothing was done; the call may be made again.")
 	default:
-		h.complain(r, "branch failed and was rolled back", b, err)
+		complain("branch failed and was rolled back")
 		problem(w, http.StatusInternalServerError, "Call failed", "The branch failed, and does not say more to its callers.")
 	}
-}
-
-// complain logs an error, unless it is only that the caller has gone.
-func (h HTTP) complain(r *http.Request, message string, b Branch, err error) {
-	level := slog.LevelError
-	if r.Context().Err() != nil {
-		level = slog.LevelDebug
-	}
-	h.Logger.Log(context.WithoutCancel(r.Context()), level, message, "saga", b.ID, "step", b.Branch, "op", b.Op, "err", err)
 }
 
 func retry(w http.ResponseWriter, status int, title, detail string) {

@@ -40,6 +40,12 @@ func work(ctx context.Context, tx pgx.Tx, b barrier.Branch, body []byte) (json.R
 		return nil, nil
 	case string(body) == "nonsense":
 		return json.RawMessage("{"), nil
+	case string(body) == "cut":
+		if err := tx.Conn().PgConn().Conn().Close(); err != nil {
+			return nil, err
+		}
+		_, err := tx.Exec(ctx, "SELECT 1")
+		return nil, err
 	case string(body) == "panic":
 		panic("oh")
 	}
@@ -102,9 +108,10 @@ func TestHandler(t *testing.T) {
 		{"5", "action", "sql SELECT 1/0", 500, "The branch failed", ""},
 		{"5", "action", "sql DO $$ BEGIN RAISE serialization_failure; END $$", 503, "Nothing was done", ""},
 		{"5", "action", "sql SELECT pg_terminate_backend(pg_backend_pid())", 503, "Nothing was done", ""},
-		{"5", "action", "", 200, "done", `{"id" : 13}`},
-		{"6 ü/%\n", "try", "", 200, "done", `{"id" : 14}`},
-		{"6 ü/%\n", "confirm", "", 200, "done", `{"id" : 15}`},
+		{"5", "action", "cut", 503, "Nothing was done", ""},
+		{"5", "action", "", 200, "done", `{"id" : 14}`},
+		{"6 ü/%\n", "try", "", 200, "done", `{"id" : 15}`},
+		{"6 ü/%\n", "confirm", "", 200, "done", `{"id" : 16}`},
 	} {
 		w := call(h, barrier.Branch{ID: c.id, Branch: "charge", Op: barrier.Op(c.op)}, c.body)
 		if w.Code != c.status {
@@ -129,6 +136,28 @@ func TestHandler(t *testing.T) {
 	}
 	if n := count(t, pool, "SELECT count(*) FROM effect WHERE saga = $1 AND step = 'charge'", "6 ü/%\n"); n != 2 {
 		t.Errorf("%d effects of the saga with an odd id", n)
+	}
+}
+
+// The handler's namespace tells the sagas of several callers apart, and its transactions are bounded unless the role's are.
+func TestHandlerConfig(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	exec(t, pool, "SELECT pawl.namespace_create('other')")
+	for i, c := range []struct {
+		conf barrier.HTTP
+		idle string
+	}{{barrier.HTTP{}, "1min"}, {barrier.HTTP{Namespace: 2, Idle: 7 * time.Second}, "7s"}} {
+		h := c.conf.Handler(pool, func(ctx context.Context, tx pgx.Tx, b barrier.Branch, _ []byte) (out json.RawMessage, err error) {
+			err = tx.QueryRow(ctx, "SELECT to_json(current_setting('idle_in_transaction_session_timeout'))").Scan(&out)
+			return out, err
+		})
+		for _, want := range []string{"done", "duplicate"} {
+			w := call(h, branch(barrier.Action), "")
+			if w.Header().Get(barrier.HeaderOutcome) != want || w.Body.String() != fmt.Sprintf("%q", c.idle) {
+				t.Errorf("%d: %d %v %s", i, w.Code, w.Header(), w.Body)
+			}
+		}
 	}
 }
 

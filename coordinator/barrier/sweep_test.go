@@ -105,6 +105,23 @@ func TestSweepFloor(t *testing.T) {
 	}
 }
 
+// Half of what stands for a null compensation is removed: it is null all the same when it comes again.
+func TestSweepHalf(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	for i, want := range []barrier.Outcome{barrier.Null, barrier.Null, barrier.Duplicate} {
+		if out, err := do(t, pool, branch(barrier.Undo)); err != nil || out.Outcome != want {
+			t.Errorf("%d: %s, %v; want %s", i, out.Outcome, err, want)
+		}
+		if i == 0 {
+			exec(t, pool, "DELETE FROM pawl.barrier WHERE op = 'undo'")
+		}
+	}
+	if got := effects(t, pool); got != "" {
+		t.Errorf("effects %q", got)
+	}
+}
+
 // Two sweeps do not run at once.
 func TestSweepConcurrent(t *testing.T) {
 	t.Parallel()
