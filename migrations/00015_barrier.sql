@@ -1,8 +1,8 @@
 -- +goose Up
 
 -- What was done of the branches that somebody else's saga or global transaction calls here, in the transactions that did it. gid: the saga or global transaction; op: what was asked for.
--- reason: on whose behalf the row stands: its own, or that of a compensation that found nothing to compensate and bars what comes late. Inserted once, never updated; the sweep removes it.
--- Without a foreign key to namespace, as in idempotency_key.
+-- reason: on whose behalf the row stands: its own; that of a compensation that found nothing to compensate and bars what comes late; or of a refusal, whose result tells the reason and which
+-- attempt was refused. Updated only by what comes of a branch after a refusal; the sweep removes it. Without a foreign key to namespace, as in idempotency_key.
 CREATE TABLE pawl.barrier (
   ns     smallint    NOT NULL,
   gid    text        NOT NULL,
@@ -14,7 +14,7 @@ CREATE TABLE pawl.barrier (
   PRIMARY KEY (ns, gid, branch, op),
   CONSTRAINT barrier_length CHECK (octet_length(gid) BETWEEN 1 AND 1024 AND octet_length(branch) BETWEEN 1 AND 255),
   CONSTRAINT barrier_op CHECK (op IN ('action', 'undo', 'try', 'confirm', 'cancel')),
-  CONSTRAINT barrier_reason CHECK (reason = op OR (op, reason) IN (('action', 'undo'), ('try', 'cancel')))
+  CONSTRAINT barrier_reason CHECK (reason = op OR (op, reason) IN (('action', 'undo'), ('try', 'cancel'), ('action', 'refused'), ('try', 'refused')))
 );
 CREATE INDEX barrier_at ON pawl.barrier (ns, at);
 
@@ -34,10 +34,11 @@ CREATE FUNCTION pawl.barrier_origin(p_op text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT CASE $1 WHEN ''undo'' THEN ''action'' WHEN ''cancel'' THEN ''try'' END';
 
 -- Takes a branch for the caller's transaction, and looks in a statement after the one that locked. what: run, and then leave; null: run nothing, and leave; duplicate: it was done, with
--- result; late: its compensation came first. Waits for up to p_wait_ms for another transaction at work on the branch, unless lock_timeout is shorter, which is as before afterwards; then 55P03.
--- p_idle_ms bounds how long the transaction may stand idle, see idempotency_bound; 0 leaves that to the caller. began: to be handed to barrier_leave.
+-- result; refused: so it was, with result, by this attempt (p_job, p_attempt) of the caller's or a later one; late: its compensation came first. Waits for up to p_wait_ms for another
+-- transaction at work on the branch, unless lock_timeout is shorter, which is as before afterwards; then 55P03. p_idle_ms bounds how long the transaction may stand idle, see
+-- idempotency_bound; 0 leaves that to the caller. began: to be handed to barrier_leave.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.barrier_enter(p_ns smallint, p_gid text, p_branch text, p_op text, p_wait_ms int, p_idle_ms int, OUT what text, OUT result json, OUT began timestamptz)
+CREATE FUNCTION pawl.barrier_enter(p_ns smallint, p_gid text, p_branch text, p_op text, p_job bigint, p_attempt int, p_wait_ms int, p_idle_ms int, OUT what text, OUT result json, OUT began timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_key    bigint := pawl.barrier_lock_key(p_ns, p_gid, p_branch);
@@ -69,6 +70,8 @@ BEGIN
   SELECT b.reason, b.result INTO v_reason, result FROM pawl.barrier b WHERE b.ns = p_ns AND b.gid = p_gid AND b.branch = p_branch AND b.op = p_op;
   what := CASE
     WHEN v_reason = p_op THEN 'duplicate'
+    WHEN v_reason = 'refused' AND (p_job, p_attempt) > ((result->>'job')::bigint, (result->>'attempt')::int) THEN 'run'
+    WHEN v_reason = 'refused' THEN 'refused'
     WHEN v_reason IS NOT NULL THEN 'late'
     WHEN v_origin IS NULL THEN 'run'
     -- By itself: a row that stands for a compensation says that there is nothing to compensate.
@@ -77,9 +80,9 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Records what was done of a branch, in the transaction that took it. A compensation also bars what it compensates, unless that was done before.
+-- Records what was done of a branch, in the transaction that took it, or that it was refused. A compensation also bars what it compensates, unless that was done before.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.barrier_leave(p_ns smallint, p_gid text, p_branch text, p_op text, p_result json, p_began timestamptz) RETURNS void
+CREATE FUNCTION pawl.barrier_leave(p_ns smallint, p_gid text, p_branch text, p_op text, p_refused boolean, p_result json, p_began timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_origin text := pawl.barrier_origin(p_op);
@@ -87,9 +90,15 @@ DECLARE
 BEGIN
   PERFORM pawl.idempotency_intact(p_began);
   IF v_origin IS NOT NULL THEN
-    INSERT INTO pawl.barrier (ns, gid, branch, op, reason, at) VALUES (p_ns, p_gid, p_branch, v_origin, p_op, v_at) ON CONFLICT (ns, gid, branch, op) DO NOTHING;
+    INSERT INTO pawl.barrier AS b (ns, gid, branch, op, reason, at) VALUES (p_ns, p_gid, p_branch, v_origin, p_op, v_at)
+      ON CONFLICT (ns, gid, branch, op) DO UPDATE SET reason = EXCLUDED.reason, result = NULL, at = EXCLUDED.at WHERE b.reason = 'refused';
   END IF;
-  INSERT INTO pawl.barrier (ns, gid, branch, op, reason, result, at) VALUES (p_ns, p_gid, p_branch, p_op, p_op, p_result, v_at);
+  INSERT INTO pawl.barrier AS b (ns, gid, branch, op, reason, result, at)
+    VALUES (p_ns, p_gid, p_branch, p_op, CASE WHEN p_refused THEN 'refused' ELSE p_op END, p_result, v_at)
+    ON CONFLICT (ns, gid, branch, op) DO UPDATE SET reason = EXCLUDED.reason, result = EXCLUDED.result, at = EXCLUDED.at WHERE b.reason = 'refused';
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'pawl: % of branch % was recorded within itself', p_op, p_branch USING ERRCODE = '23505';
+  END IF;
 END $$;
 -- +goose StatementEnd
 

@@ -182,8 +182,8 @@ func TestDoApart(t *testing.T) {
 	}
 }
 
-// What is refused or fails leaves nothing behind: it may come again and succeed, unless it was compensated meanwhile.
-func TestDoRefused(t *testing.T) {
+// What fails leaves nothing behind, and may come again and succeed.
+func TestDoFails(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
 	exec(t, pool, "CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
@@ -217,24 +217,23 @@ func TestDoRefused(t *testing.T) {
 		work func(context.Context, pgx.Tx) (json.RawMessage, error)
 		want error
 	}{
-		"error":        {returns("", oh), oh},
-		"refused":      {returns("", barrier.Refuse(oh)), barrier.ErrRefused},
-		"with reason":  {returns("", barrier.Refuse(oh)), oh},
-		"no JSON":      {returns("{", nil), barrier.ErrInvalid},
-		"empty":        {returns("", nil), barrier.ErrInvalid},
-		"no UTF-8":     {returns("\"\xff\"", nil), barrier.ErrInvalid},
-		"large":        {returns(`"`+strings.Repeat("x", barrier.ResultBytesMax)+`"`, nil), barrier.ErrInvalid},
-		"rolled back":  {sql("ROLLBACK"), barrier.ErrEnded},
-		"begun anew":   {sql("ROLLBACK AND CHAIN"), barrier.ErrEnded},
-		"failed":       {sql("SELECT 1/0"), nil},
+		"error":       {returns("", oh), oh},
+		"no JSON":     {returns("{", nil), barrier.ErrInvalid},
+		"empty":       {returns("", nil), barrier.ErrInvalid},
+		"no UTF-8":    {returns("\"\xff\"", nil), barrier.ErrInvalid},
+		"large":       {returns(`"`+strings.Repeat("x", barrier.ResultBytesMax)+`"`, nil), barrier.ErrInvalid},
+		"rolled back": {sql("ROLLBACK"), barrier.ErrEnded},
+		"begun anew":  {sql("ROLLBACK AND CHAIN"), barrier.ErrEnded},
+		"failed":      {sql("SELECT 1/0"), nil},
+		"within itself": {func(ctx context.Context, tx pgx.Tx) (json.RawMessage, error) {
+			_, err := barrier.Do(ctx, tx, branch(barrier.Action), effect(tx, branch(barrier.Action)))
+			return nil, err
+		}, nil},
 		"fails at end": {sql("INSERT INTO late VALUES (1), (1)"), nil},
 	} {
 		if err := fail(c.work); err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", what, err, c.want)
 		}
-	}
-	if text := fail(returns("", barrier.Refuse(errors.New("no stock")))).Error(); text != "no stock" {
-		t.Errorf("a refusal reads %q", text)
 	}
 	func() {
 		defer func() { _ = recover() }()
@@ -243,22 +242,113 @@ func TestDoRefused(t *testing.T) {
 	if out, err := do(t, pool, branch(barrier.Action)); err != nil || out.Outcome != barrier.Done {
 		t.Errorf("after all that: %v, %v", out, err)
 	}
+}
 
-	other := barrier.Branch{ID: "checkout:4712", Branch: "charge", Op: barrier.Action}
-	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
-		_, err := barrier.Do(t.Context(), tx, other, func(context.Context) (json.RawMessage, error) { return nil, barrier.Refuse(oh) })
+// refusing calls a branch that refuses, after it has written something.
+func refusing(t *testing.T, pool *pgxpool.Pool, b barrier.Branch, reason error) (out barrier.Result, err error) {
+	t.Helper()
+	err = pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		out, err = barrier.Do(t.Context(), tx, b, func(ctx context.Context) (json.RawMessage, error) {
+			if _, err := effect(tx, b)(ctx); err != nil {
+				t.Error(err)
+			}
+			return nil, reason
+		})
 		return err
 	})
-	if !errors.Is(err, barrier.ErrRefused) {
-		t.Error(err)
+	return out, err
+}
+
+// A refusal is the answer to every copy of the call, and to those of earlier attempts; a later attempt may succeed, unless there was a compensation.
+func TestDoRefused(t *testing.T) {
+	t.Parallel()
+	for _, ops := range [][2]barrier.Op{{barrier.Action, barrier.Undo}, {barrier.Try, barrier.Cancel}} {
+		pool := open(t)
+		at := func(job int64, attempt int) barrier.Branch {
+			b := branch(ops[0])
+			b.Job, b.Attempt = job, attempt
+			return b
+		}
+		no := barrier.Refuse(errors.New("no money"))
+		for i, c := range []struct {
+			job     int64
+			attempt int
+			refuses bool
+			want    barrier.Outcome
+		}{
+			{7, 2, true, barrier.Refused},
+			{7, 2, false, barrier.Refused},
+			{7, 1, false, barrier.Refused},
+			{6, 9, false, barrier.Refused},
+			{0, 0, false, barrier.Refused},
+			{7, 3, true, barrier.Refused},
+			{7, 3, false, barrier.Refused},
+			{8, 1, true, barrier.Refused},
+			{7, 4, false, barrier.Refused},
+			{8, 2, false, barrier.Done},
+			{7, 2, true, barrier.Duplicate},
+			{9, 1, true, barrier.Duplicate},
+		} {
+			call := do
+			if c.refuses {
+				call = func(t testing.TB, pool *pgxpool.Pool, b barrier.Branch) (barrier.Result, error) {
+					return refusing(t.(*testing.T), pool, b, no)
+				}
+			}
+			out, err := call(t, pool, at(c.job, c.attempt))
+			if err != nil || out.Outcome != c.want || (out.Reason == "no money") != (c.want == barrier.Refused) || (out.Value == nil) != (c.want == barrier.Refused) {
+				t.Errorf("%d: %+v, %v; want %s", i, out, err, c.want)
+			}
+		}
+		if got := effects(t, pool); got != string(ops[0]) {
+			t.Errorf("effects %q", got)
+		}
+		other := at(1, 1)
+		other.ID = "checkout:4712"
+		if out, err := refusing(t, pool, other, no); err != nil || out.Outcome != barrier.Refused {
+			t.Errorf("%+v, %v", out, err)
+		}
+		undo := other
+		undo.Op = ops[1]
+		for _, want := range []barrier.Outcome{barrier.Null, barrier.Duplicate} {
+			if out, err := do(t, pool, undo); err != nil || out.Outcome != want {
+				t.Errorf("compensation of what was refused: %+v, %v; want %s", out, err, want)
+			}
+		}
+		for _, other.Attempt = range []int{1, 2} {
+			if _, err := do(t, pool, other); !errors.Is(err, barrier.ErrTooLate) {
+				t.Errorf("attempt %d, after that: %v", other.Attempt, err)
+			}
+		}
 	}
-	undo := other
-	undo.Op = barrier.Undo
-	if out, err := do(t, pool, undo); err != nil || out.Outcome != barrier.Null {
-		t.Errorf("compensation of what was refused: %v, %v", out, err)
+}
+
+// Who does not say which attempt it is has one try. What may not be refused is an error.
+func TestDoRefusedWithoutAttempt(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	long := strings.Repeat("ü", barrier.ReasonBytesMax)
+	for range 2 {
+		out, err := refusing(t, pool, branch(barrier.Action), barrier.Refuse(errors.New("\x00\xff"+long)))
+		if err != nil || out.Outcome != barrier.Refused || out.Reason != "\uFFFD\uFFFD"+long[:barrier.ReasonBytesMax-6] {
+			t.Errorf("%+v, %v", out, err)
+		}
 	}
-	if _, err := do(t, pool, other); !errors.Is(err, barrier.ErrTooLate) {
-		t.Errorf("after that: %v", err)
+	oh := errors.New("oh")
+	for _, op := range []barrier.Op{barrier.Undo, barrier.Confirm} {
+		b := branch(op)
+		b.ID = "other"
+		if op == barrier.Undo {
+			if _, err := do(t, pool, barrier.Branch{ID: b.ID, Branch: b.Branch, Op: barrier.Action}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := refusing(t, pool, b, barrier.Refuse(oh)); !errors.Is(err, oh) || !strings.Contains(err.Error(), "may not be refused") {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	if got := effects(t, pool); got != "action" {
+		t.Errorf("effects %q", got)
 	}
 }
 
@@ -276,6 +366,8 @@ func TestDoInvalid(t *testing.T) {
 		"no op":       {ID: "a", Branch: "b"},
 		"another op":  {ID: "a", Branch: "b", Op: "compensate"},
 		"namespace":   {ID: "a", Branch: "b", Op: barrier.Action, Namespace: 77},
+		"job":         {ID: "a", Branch: "b", Op: barrier.Action, Job: -1},
+		"attempt":     {ID: "a", Branch: "b", Op: barrier.Action, Attempt: 1 << 31},
 	} {
 		if _, err := do(t, pool, b); !errors.Is(err, barrier.ErrInvalid) {
 			t.Errorf("%s: %v", what, err)
@@ -301,7 +393,7 @@ func TestDoInvalid(t *testing.T) {
 		t.Errorf("%d effects", n)
 	}
 	for _, args := range [][2]string{{"", "b"}, {"a", ""}, {strings.Repeat("a", 1025), "b"}, {"a", strings.Repeat("b", 256)}} {
-		_, err := pool.Exec(t.Context(), "SELECT pawl.barrier_enter(1::smallint, $1, $2, 'action', 1000, 0)", args[0], args[1])
+		_, err := pool.Exec(t.Context(), "SELECT pawl.barrier_enter(1::smallint, $1, $2, 'action', 0, 0, 1000, 0)", args[0], args[1])
 		if db.Code(err) != "22023" {
 			t.Errorf("%.5q: %v", args, err)
 		}

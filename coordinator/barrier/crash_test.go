@@ -3,6 +3,7 @@ package barrier_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	osexec "os/exec"
@@ -26,7 +27,7 @@ const (
 
 func TestMain(m *testing.M) {
 	if url := os.Getenv(envURL); url != "" {
-		if err := child(url, barrier.Op(os.Getenv(envOp)), os.Getenv(envPoint)); err != nil {
+		if err := child(url, os.Getenv(envOp), os.Getenv(envPoint)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -49,7 +50,7 @@ type killerKey struct{}
 
 // name gives what a statement is called in the points.
 func (killer) name(sql string) string {
-	for _, name := range []string{"barrier_enter", "barrier_leave", "commit", "begin"} {
+	for _, name := range []string{"savepoint", "barrier_enter", "barrier_leave", "begin", "commit", "rollback"} {
 		if strings.Contains(strings.ToLower(sql), name) {
 			return name
 		}
@@ -69,7 +70,11 @@ func (k killer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQuery
 }
 
 func (k killer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, b pgx.TraceBatchStartData) context.Context {
-	name := k.name(b.Batch.QueuedQueries[len(b.Batch.QueuedQueries)-1].SQL)
+	queries := b.Batch.QueuedQueries
+	name := k.name(queries[len(queries)-1].SQL)
+	if name == "savepoint" {
+		name = k.name(queries[len(queries)-2].SQL)
+	}
 	k.at("before " + name)
 	return context.WithValue(ctx, killerKey{}, name)
 }
@@ -82,7 +87,7 @@ func (k killer) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatch
 }
 
 // child calls a branch, through a handler or, at points that begin with "tx ", in a transaction of its own.
-func child(url string, op barrier.Op, point string) error {
+func child(url, op, point string) error {
 	conf, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return err
@@ -97,19 +102,23 @@ func child(url string, op barrier.Op, point string) error {
 		return err
 	}
 	defer pool.Close()
+	op, refuses := strings.CutSuffix(op, " refused")
 	work := func(ctx context.Context, tx pgx.Tx, b barrier.Branch, _ []byte) (json.RawMessage, error) {
 		out, err := effect(tx, b)(ctx)
 		k.at("in work")
+		if refuses {
+			err = barrier.Refuse(errors.New("no"))
+		}
 		return out, err
 	}
 	if inTx {
 		return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-			b := branch(op)
+			b := branch(barrier.Op(op))
 			_, err := barrier.Do(ctx, tx, b, func(ctx context.Context) (json.RawMessage, error) { return work(ctx, tx, b, nil) })
 			return err
 		})
 	}
-	if w := call(barrier.Handler(pool, work), branch(op), ""); w.Code != 200 {
+	if w := call(barrier.Handler(pool, work), branch(barrier.Op(op)), ""); w.Code != 200 {
 		return fmt.Errorf("status %d: %s", w.Code, w.Body)
 	}
 	return nil
@@ -161,6 +170,26 @@ func TestKilled(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A process that is killed before it could store a refusal has refused nothing.
+func TestKilledRefused(t *testing.T) {
+	t.Parallel()
+	for point, stored := range map[string]bool{"in work": false, "before rollback": false, "after rollback": false, "before begin": false, "before barrier_enter": false, "before commit": false, "after commit": true} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			pool := open(t)
+			cmd := osexec.Command(os.Args[0], "-test.run=^$")
+			cmd.Env = append(os.Environ(), envURL+"="+pool.Config().ConnString(), envOp+"=action refused", envPoint+"="+point)
+			if out, err := cmd.CombinedOutput(); err == nil || len(out) > 0 {
+				t.Fatalf("the point was not reached: %s", out)
+			}
+			w := call(barrier.Handler(pool, work), branch(barrier.Action), "")
+			if (w.Code == 409) != stored || (w.Code == 200) != !stored {
+				t.Errorf("%d %s", w.Code, w.Body)
+			}
+		})
 	}
 }
 

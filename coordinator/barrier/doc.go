@@ -10,6 +10,7 @@
 //
 //	it is new                                          | done      | work runs; its writes, its result and the row commit together
 //	it was done before                                 | duplicate | work does not run; the stored result is the answer
+//	work refuses, or did so before                     | refused   | what it wrote is undone; the reason is stored, and is the answer: 409
 //	it compensates what never happened, or was refused | null      | work does not run; from now on what it compensates is refused
 //	its compensation came first                        | ErrTooLate, 409
 //	another transaction is at work on the branch       | it waits for that one's end, for up to [WaitMax]; then ErrInFlight, 425
@@ -19,12 +20,15 @@
 //
 // # Refusals
 //
-// [Refuse] says that nothing was done and that this is final for the caller: a saga compensates its other steps, and not this one. Nothing of it is stored. The same call may come again
-// and succeed, as when an operator has filled the stock and has a saga try on; an answer that was stored would be repeated for ever, however the world has changed. So a refusal tells of
-// the past only: a copy of the call that is still under way, of an earlier attempt that ended without an answer, may yet be done. Only the compensation shuts the door behind it,
-// a null one here. A caller that was refused after an attempt whose outcome it does not know has to compensate that branch too; and what was compensated is refused from then on.
+// [Refuse] says that nothing was done and that this is the last word: a saga then compensates its other steps, and not this one. So it has to be true of every copy of the call, also of
+// one that is still under way from an attempt that ended without an answer, and that arrives when there is money again: the saga would be over, and the money gone. Therefore a refusal
+// is stored, and repeated.
 //
-// Only an action or a try may refuse. Whoever asks for a compensation or a confirmation does not give up at a 409, and asks again.
+// It is repeated to what was sent before it, and to copies of the call that was refused. A call of a later attempt or job ([HeaderAttempt]) comes from somebody who knows the refusal and
+// asks all the same, as an operator who has a saga try again after filling the stock, or never got the answer: it has the work run again, and may succeed. After a compensation
+// nothing does. A caller that does not say which attempt it is has one try.
+//
+// Only an action or a try may refuse. Whoever asks for a compensation or a confirmation does not give up, and asks again.
 //
 // # How long
 //
@@ -41,7 +45,8 @@
 //	Situation                                            | Error         | What to do
 //	the compensation came first                          | ErrTooLate    | refuse: 409; roll back
 //	another transaction is at work on the branch         | ErrInFlight   | roll back; ask again soon: 425
-//	work refuses                                         | ErrRefused    | roll back; 409 with the text
+//	work refuses                                         | none          | commit; the Result says Refused: 409 with its Reason
+//	work refuses to compensate or to confirm             | work's        | a bug in work; it is asked again
 //	work ended the transaction by SQL itself             | ErrEnded      | a bug in work; no row was written
 //	bad id, branch, op or result; no such namespace      | ErrInvalid    | nothing was done; a bad header is answered with 400, a result with 500
 //	the transaction is not READ COMMITTED                | ErrInvalid    | begin it so: its snapshot would not show what was waited for

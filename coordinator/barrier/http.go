@@ -55,7 +55,7 @@ func Handler(pool *pgxpool.Pool, work Work) http.Handler { return HTTP{}.Handler
 //
 //	done, or done before, or nothing to compensate     | 200 with the result, null for none; Pawl-Outcome tells which
 //	bad headers                                        | 400 that names them
-//	refused; or compensated before it was called       | 409 with the reason
+//	refused, now or before; or compensated first       | 409 with the reason
 //	another method; a body beyond RequestBytesMax      | 405, 413
 //	another call of the branch is in flight            | 425 with Retry-After, after WaitMax; nothing was done
 //	the connection was lost during COMMIT              | 503 with Retry-After; called again, the row tells
@@ -127,7 +127,15 @@ func (h HTTP) do(ctx context.Context, pool *pgxpool.Pool, b Branch, work func(co
 	if err != nil || !leave {
 		return out, err
 	}
-	unknown, err := tx.End(ctx, leaveSQL, b.leave(out, e)...)
+	if out.Outcome == Refused {
+		tx.Undo(ctx)
+		return refuse(ctx, conn, b, out)
+	}
+	args, err := b.leave(out, e)
+	if err != nil {
+		return Result{}, err
+	}
+	unknown, err := tx.End(ctx, leaveSQL, args...)
 	if unknown {
 		return Result{}, fmt.Errorf("%w: %w", errUnknown, err)
 	}
@@ -137,9 +145,20 @@ func (h HTTP) do(ctx context.Context, pool *pgxpool.Pool, b Branch, work func(co
 	return out, nil
 }
 
+// refuse records a refusal in a transaction of its own, unless another call of the branch has come to something meanwhile. After any error nothing was done.
+func refuse(ctx context.Context, conn *pgxpool.Conn, b Branch, said Result) (out Result, err error) {
+	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		out, err = Do(ctx, tx, b, func(context.Context) (json.RawMessage, error) { return nil, Refuse(errors.New(said.Reason)) })
+		return err
+	})
+	return out, err
+}
+
 func (h HTTP) answer(w http.ResponseWriter, r *http.Request, b Branch, out Result, err error) {
 	complain := func(message string) { h.Logger.Error(message, "saga", b.ID, "step", b.Branch, "op", b.Op, "err", err) }
 	switch {
+	case err == nil && out.Outcome == Refused:
+		problem(w, http.StatusConflict, "Refused", out.Reason)
 	case err == nil:
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
@@ -148,8 +167,6 @@ func (h HTTP) answer(w http.ResponseWriter, r *http.Request, b Branch, out Resul
 			out.Value = json.RawMessage("null")
 		}
 		_, _ = w.Write(out.Value)
-	case errors.Is(err, ErrRefused):
-		problem(w, http.StatusConflict, "Refused", err.Error())
 	case errors.Is(err, ErrTooLate):
 		problem(w, http.StatusConflict, "Too late", "The branch was compensated before it was called. Nothing was done.")
 	case errors.Is(err, ErrInFlight):

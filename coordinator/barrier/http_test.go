@@ -97,8 +97,8 @@ func TestHandler(t *testing.T) {
 		{"2", "undo", "", 200, "duplicate", "null"},
 		{"2", "action", "", 409, "compensated before", ""},
 		{"3", "action", "refuse", 409, "charge: no money", ""},
-		{"3", "action", "refuse", 409, "charge: no money", ""},
-		{"3", "action", "", 200, "done", `{"id" : 5}`},
+		{"3", "action", "", 409, "charge: no money", ""},
+		{"3", "confirm", "refuse", 500, "The branch failed", ""},
 		{"4", "action", "refuse", 409, "no money", ""},
 		{"4", "undo", "", 200, "null", "null"},
 		{"4", "action", "", 409, "compensated before", ""},
@@ -109,9 +109,9 @@ func TestHandler(t *testing.T) {
 		{"5", "action", "sql DO $$ BEGIN RAISE serialization_failure; END $$", 503, "Nothing was done", ""},
 		{"5", "action", "sql SELECT pg_terminate_backend(pg_backend_pid())", 503, "Nothing was done", ""},
 		{"5", "action", "cut", 503, "Nothing was done", ""},
-		{"5", "action", "", 200, "done", `{"id" : 14}`},
-		{"6 ü/%\n", "try", "", 200, "done", `{"id" : 15}`},
-		{"6 ü/%\n", "confirm", "", 200, "done", `{"id" : 16}`},
+		{"5", "action", "", 200, "done", `{"id" : 13}`},
+		{"6 ü/%\n", "try", "", 200, "done", `{"id" : 14}`},
+		{"6 ü/%\n", "confirm", "", 200, "done", `{"id" : 15}`},
 	} {
 		w := call(h, barrier.Branch{ID: c.id, Branch: "charge", Op: barrier.Op(c.op)}, c.body)
 		if w.Code != c.status {
@@ -131,11 +131,71 @@ func TestHandler(t *testing.T) {
 			t.Errorf("%d: Retry-After %q", i, w.Header().Get("Retry-After"))
 		}
 	}
-	if got := effects(t, pool); got != "action undo action action try confirm" {
+	if got := effects(t, pool); got != "action undo action try confirm" {
 		t.Errorf("effects %q", got)
 	}
 	if n := count(t, pool, "SELECT count(*) FROM effect WHERE saga = $1 AND step = 'charge'", "6 ü/%\n"); n != 2 {
 		t.Errorf("%d effects of the saga with an odd id", n)
+	}
+}
+
+// A refusal is the answer to copies of the call, and a later attempt may succeed. One that cannot be stored is none.
+func TestHandlerRefused(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	p, through := newProxy(t, pool, 4)
+	h := barrier.Handler(through, work)
+	at := func(attempt int) barrier.Branch {
+		b := branch(barrier.Action)
+		b.Job, b.Attempt = 4711, attempt
+		return b
+	}
+	for i, c := range []struct {
+		attempt int
+		body    string
+		commit  int32
+		status  int
+		detail  string
+	}{
+		{1, "refuse", dropCommit, 503, "Nothing was done"},
+		{1, "refuse", dropReply, 503, "Nothing was done"},
+		{1, "", passCommit, 409, "charge: no money"}, // which the lost reply had stored
+		{2, "refuse", passCommit, 409, "charge: no money"},
+		{1, "", passCommit, 409, "charge: no money"},
+		{2, "", passCommit, 409, "charge: no money"},
+		{3, "", passCommit, 200, ""},
+		{3, "refuse", passCommit, 200, ""},
+	} {
+		p.commit.Store(c.commit)
+		w := call(h, at(c.attempt), c.body)
+		if w.Code != c.status || c.status != 200 && readProblem(t, w).Detail != c.detail && !strings.HasPrefix(readProblem(t, w).Detail, c.detail) {
+			t.Errorf("%d: %d %s", i, w.Code, w.Body)
+		}
+		if c.commit == dropReply {
+			until(t, "the commit", func() bool { return count(t, pool, "SELECT count(*) FROM pawl.barrier") == 1 })
+		}
+	}
+	if got := effects(t, pool); got != "action" {
+		t.Errorf("effects %q", got)
+	}
+}
+
+// A copy of a call that is refused has it done meanwhile: then that is the answer.
+func TestHandlerRefusedMeanwhile(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	copies := make(chan *httptest.ResponseRecorder, 1)
+	h := barrier.Handler(pool, func(ctx context.Context, tx pgx.Tx, b barrier.Branch, _ []byte) (json.RawMessage, error) {
+		go func() { copies <- call(barrier.Handler(pool, work), b, "") }()
+		untilWaiting(t, pool, 1)
+		_, err := tx.Exec(ctx, "ROLLBACK") // so that the copy is next for certain
+		if w := <-copies; w.Code != 200 {
+			t.Errorf("the copy: %d %s", w.Code, w.Body)
+		}
+		return nil, errors.Join(err, barrier.Refuse(errors.New("no")))
+	})
+	if w := call(h, branch(barrier.Action), ""); w.Code != 200 || w.Header().Get(barrier.HeaderOutcome) != "duplicate" || w.Body.String() != `{"id" : 1}` {
+		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 	}
 }
 
@@ -202,6 +262,10 @@ func TestHandlerBadRequest(t *testing.T) {
 		"NUL":         {change(func(r *http.Request) { r.Header.Set("Pawl-Saga", "a%00") }), 400, []string{"Pawl-Saga must be UTF-8"}},
 		"no UTF-8":    {change(func(r *http.Request) { r.Header.Set("Pawl-Saga", "a%ff") }), 400, []string{"Pawl-Saga must be UTF-8"}},
 		"bad percent": {change(func(r *http.Request) { r.Header.Set("Pawl-Saga", "100%") }), 400, []string{"Pawl-Saga is not percent-encoded"}},
+		"attempt":     {change(func(r *http.Request) { r.Header.Set("Pawl-Attempt", "4711") }), 400, []string{"Pawl-Attempt must be two numbers"}},
+		"attempts":    {change(func(r *http.Request) { r.Header.Add("Pawl-Attempt", "1.1") }), 400, []string{"Pawl-Attempt must be there once"}},
+		"large job":   {change(func(r *http.Request) { r.Header.Set("Pawl-Attempt", "9223372036854775808.1") }), 400, []string{"Pawl-Attempt must be"}},
+		"no attempt":  {change(func(r *http.Request) { r.Header.Set("Pawl-Attempt", "1.-1") }), 400, []string{"Pawl-Attempt must be"}},
 		"method":      {change(func(r *http.Request) { r.Method = "GET" }), 405, []string{"POST"}},
 		"large":       {request(branch(barrier.Action), "12345678901"), 413, []string{"10 bytes"}},
 	} {
@@ -250,7 +314,7 @@ func TestSetHeaders(t *testing.T) {
 	}))
 	defer server.Close()
 	for _, id := range []string{"checkout:4711", " leading", "trailing\t", "new\nline", "ü", "日本", "100%", "%41", "a/b?c#d", strings.Repeat("ü", 512)} {
-		want := barrier.Branch{ID: id, Branch: "step-1", Op: barrier.Undo}
+		want := barrier.Branch{ID: id, Branch: "step-1", Op: barrier.Undo, Job: 1<<63 - 1, Attempt: 1<<31 - 1}
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, nil)
 		if err != nil {
 			t.Fatal(err)

@@ -65,7 +65,9 @@ func CheckHeaders(headers http.Header) error {
 	if err != nil {
 		return err
 	}
-	req.Header = headers
+	if headers != nil {
+		req.Header = headers
+	}
 	resp, err := (&http.Transport{}).RoundTrip(req)
 	if err == nil {
 		return resp.Body.Close()
