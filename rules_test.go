@@ -29,6 +29,7 @@ var floors = [][]string{
 	{"coordinator/outbox/sinktest", "coordinator/outbox/cloudevent"},
 	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/natssink", "coordinator/outbox/kafkasink", "coordinator/outbox/watermillsink"},
 	{"coordinator", "worker"},
+	{"coordinator/saga/sagatest"},
 	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc", "cmd/checkout"},
 	{"cmd/pawl"},
 	{"."}, // tests only

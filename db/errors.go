@@ -14,6 +14,13 @@ const (
 	CodeSessionEnded    = "PW004" // the session has ended
 	CodeMisuse          = "PW005" // a transaction of its own, or READ COMMITTED, is needed
 	CodeGap             = "PW006" // events were dropped before a subscription had them
+
+	CodeSagaConflict     = "PW020" // a saga of that id has another input or definition
+	CodeSagaUnregistered = "PW021" // the definition, or its version, is not registered
+	CodeSagaTooLate      = "PW022" // the saga has passed its pivot
+	CodeSagaEnded        = "PW023" // the saga has ended
+	CodeSagaNotFound     = "PW024" // there is no such saga
+	CodeSagaNotWaiting   = "PW025" // the saga, or its step, does not wait for this
 )
 
 // Code returns the SQLSTATE of err, or "" if Postgres did not raise it.

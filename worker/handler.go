@@ -66,6 +66,28 @@ func HandleTx[A, R any](w *Worker, d *job.Definition[A], h func(ctx context.Cont
 	})
 }
 
+// HandleRaw registers a handler of a kind whose args and result are JSON that it reads and writes itself; a nil result is none. Otherwise it is as Handle.
+func (w *Worker) HandleRaw(kind string, h func(ctx context.Context, j *Raw) (json.RawMessage, error)) {
+	w.register(kind, func(ctx context.Context, r *run, t *task) (result json.RawMessage, ended bool, err error) {
+		err = wrap(ctx, w, t, func(ctx context.Context, j *Raw) (err error) {
+			result, err = h(ctx, j)
+			return err
+		})
+		return result, false, err
+	})
+}
+
+// HandleRawTx is HandleRaw with the transaction of HandleTx.
+func (w *Worker) HandleRawTx(kind string, h func(ctx context.Context, tx pgx.Tx, j *Raw) (json.RawMessage, error)) {
+	w.register(kind, func(ctx context.Context, r *run, t *task) (result json.RawMessage, ended bool, err error) {
+		err = wrap(ctx, w, t, func(ctx context.Context, j *Raw) (err error) {
+			ended, err = inTx(ctx, r, t, func(tx pgx.Tx) (json.RawMessage, error) { return h(ctx, tx, j) })
+			return err
+		})
+		return nil, ended, err
+	})
+}
+
 // wrap calls the handler, through the worker's middleware if it has some.
 func wrap[A any](ctx context.Context, w *Worker, t *task, call func(context.Context, *job.Job[A]) error) error {
 	headers, err := job.ParseHeaders(t.headers)

@@ -36,7 +36,7 @@ var ErrStopping = errors.New("worker: stopping")
 // errLost says that an attempt was ended by others; what it did in its transaction is undone.
 var errLost = errors.New("worker: the attempt was lost")
 
-// Worker claims and runs jobs. Register handlers first, then call Run. Stats is safe for concurrent use, the rest is not.
+// Worker claims and runs jobs. Register handlers first, then call Run. Stats and Wake are safe for concurrent use, the rest is not.
 type Worker struct {
 	pool       *pgxpool.Pool
 	conf       Config
@@ -45,6 +45,8 @@ type Worker struct {
 	started    atomic.Bool
 	stats      counters
 	failpoint  func(name string, t *task)
+	onSagas    []func(ended []string)
+	current    atomic.Pointer[run] // nil: it does not run
 }
 
 // New makes a worker on a pool. The pool needs a few connections (fetcher, completer) and one for each HandleTx that runs at a time. The error
@@ -63,6 +65,24 @@ func (w *Worker) Use(m ...Middleware) {
 		panic("worker: Use after Run")
 	}
 	w.middleware = append(w.middleware, m...)
+}
+
+// Pool is the pool that the worker works on.
+func (w *Worker) Pool() *pgxpool.Pool { return w.pool }
+
+// Wake says that jobs were enqueued in this process, and committed: the worker looks at once if the queue is one of its own, rather than at its next poll. It is safe for concurrent use.
+func (w *Worker) Wake(queue string) {
+	if r := w.current.Load(); r != nil && r.byName[queue] != nil {
+		r.nudge()
+	}
+}
+
+// OnSagas registers a function that is called with the ids of sagas that ended in a transaction of this worker, after its commit. It must not block, nor call the worker.
+func (w *Worker) OnSagas(f func(ended []string)) {
+	if w.started.Load() {
+		panic("worker: OnSagas after Run")
+	}
+	w.onSagas = append(w.onSagas, f)
 }
 
 func (w *Worker) register(kind string, h handler) {

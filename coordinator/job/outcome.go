@@ -25,6 +25,7 @@ type Ending struct {
 	Outcome Outcome
 	Delay   *time.Duration // nil: by the job's backoff, or at once
 	Err     error          // nil for success
+	Refused bool           // of one that is discarded: nothing was done, and will not be, which a saga goes by
 }
 
 func (e *Ending) Error() string {
