@@ -148,14 +148,14 @@ func newPoster(b Branch, compensated bool) (*poster, error) {
 	if b.UndoURL != "" {
 		p.undoURL = read("UndoURL", b.UndoURL)
 		if !compensated {
-			faults = append(faults, errors.New("UndoURL is given, and there is nothing to undo"))
+			faults = append(faults, errors.New("there is an UndoURL, and nothing to undo"))
 		}
 	}
 	if err := outbound.CheckHeaders(b.Header); err != nil {
 		faults = append(faults, fmt.Errorf("Header: %w", err))
 	}
 	if b.Transport != nil && len(b.Allow) > 0 {
-		faults = append(faults, errors.New("Allow has no meaning with a Transport"))
+		faults = append(faults, errors.New("a Transport leaves no meaning to Allow"))
 	}
 	p.conceal = outbound.NewConcealer(b.Header, p.url, p.undoURL)
 	if p.transport == nil {

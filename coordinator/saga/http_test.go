@@ -359,9 +359,10 @@ func TestHandleHTTP_noAnswer(t *testing.T) {
 				c.handle(w, r)
 			})
 			conf := c.conf
-			if conf.URL == "" {
+			switch conf.URL {
+			case "":
 				conf.URL = server.URL
-			} else if conf.URL == "http://localhost" {
+			case "http://localhost":
 				conf.URL = strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
 			}
 			ctx, cancel := context.WithCancelCause(bounded(t))
@@ -443,12 +444,12 @@ func TestHandleHTTP_faults(t *testing.T) {
 		`saga: step "charge" of "checkout": URL: it must be`: {},
 		"UndoURL: it must be":                                {URL: "http://x", UndoURL: "ftp://x"},
 		"Header":                                             {URL: "http://x", Header: http.Header{"a b": {"c"}}},
-		"no meaning with a Transport":                        {URL: "http://x", Allow: loopback, Transport: http.DefaultTransport},
+		"leaves no meaning to Allow":                         {URL: "http://x", Allow: loopback, Transport: http.DefaultTransport},
 		"https://host/path\nUndoURL":                         {URL: "x", UndoURL: "y"},
-		"nothing to undo":                                    {URL: "http://x", UndoURL: "http://x"},
+		"and nothing to undo":                                {URL: "http://x", UndoURL: "http://x"},
 	} {
 		var opts []saga.StepOption
-		if want == "nothing to undo" {
+		if want == "and nothing to undo" {
 			opts = append(opts, saga.ReadOnly())
 		}
 		func() {
