@@ -53,13 +53,13 @@ type Branch struct {
 //
 //	2xx                                         | success; the body, up to AnswerBytesMax of JSON or nothing at all, is the output
 //	425, or 202 or 409 with Retry-After         | at work: it is asked again then, or after 1 s, and no attempt is used
-//	409 to an action                            | refused, as by Fail; nothing was done
+//	409 to an action                            | refused, as by Fail
 //	any other, with Retry-After                 | unknown, and tried again then
 //	any other; no answer; one that is cut short | unknown, and tried again by the step's Backoff
 //	or does not fit
 //
-// 409 with Retry-After is what the draft on Idempotency-Key has for a request that is being worked on. A service whose 409 means something else than that nothing was done is called by
-// a handler of its own (Handle). A compensation may not refuse: 409 is as any other answer then. A Retry-After counts for up to an hour. Timeout bounds a call as a whole;
+// A refusal says that nothing was done, and nothing will be, whatever copy of the call is still under way: the barrier sees to that. A service whose 409 means something else is called by a
+// handler of its own (Handle). 409 with Retry-After is what the draft on Idempotency-Key has for a request that is being worked on. A compensation may not refuse: 409 is as any other answer then. A Retry-After counts for up to an hour. Timeout bounds a call as a whole;
 // how often a branch may be at work, only the saga's deadline does.
 //
 // Calls go to public addresses and those of b.Allow only, checked after names are resolved; no redirect is followed. Errors name the host and the first words of the answer: neither
