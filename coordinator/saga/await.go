@@ -126,6 +126,8 @@ func lookFor(ctx context.Context, on DB, ns int16, ids []string) map[string]answ
 
 // ends is who awaits sagas of one definition.
 type ends struct {
+	pause time.Duration // in place of awaitMin and awaitMax, for tests
+
 	mu       sync.Mutex
 	watchers map[*pgxpool.Pool]*watcher
 }
@@ -167,7 +169,7 @@ func (w *waiters) Pop() any {
 }
 
 func (e *ends) await(ctx context.Context, ns int16, pool *pgxpool.Pool, id string) answer {
-	me := &waiter{id: id, wait: awaitMin, told: make(chan answer, 1)}
+	me := &waiter{id: id, wait: cmp.Or(e.pause, awaitMin), told: make(chan answer, 1)}
 	w := e.join(ns, pool, me)
 	select {
 	case a := <-me.told:
@@ -278,7 +280,7 @@ func (w *watcher) take() (ids []string, next time.Duration, over bool) {
 	seen := map[string]bool{}
 	for len(seen) < awaitBatchMax && w.due[0].at <= now {
 		one := w.due[0]
-		one.at, one.wait = now+int64(one.wait), min(one.wait*3/2, awaitMax)
+		one.at, one.wait = now+int64(one.wait), min(one.wait*3/2, cmp.Or(w.ends.pause, awaitMax))
 		heap.Fix(&w.due, 0)
 		if !seen[one.id] {
 			seen[one.id] = true
