@@ -32,6 +32,8 @@ type Config struct {
 	// OutboxHold is for how long a subscription that has not passed them may keep events, not less than OutboxKeep. Then it is paused, and misses them; see outbox.ErrGap.
 	// Stored likewise. Default: as stored, at first 30 days.
 	OutboxHold time.Duration
+	// SagaKeep is how long sagas that have ended are kept, with their histories. Default: 30 days.
+	SagaKeep time.Duration
 	// Logger receives what the sweeps did. Default: none.
 	Logger *slog.Logger
 }
@@ -44,12 +46,13 @@ const (
 	SweepLocks       = "locks"       // removes what newer states of locks have replaced, and grants what is due
 	SweepOutbox      = "outbox"      // removes positions of subscriptions that newer ones have replaced
 	SweepIdempotency = "idempotency" // removes answers and messages whose time is over
+	SweepSagas       = "sagas"       // deadlines and timers of sagas, proof that none is forgotten, removal of old ones
 	SweepPartitions  = "partitions"  // makes the hot tables' next ranges, and drops those of the outbox that are not kept any more
 )
 
 // SweepNames returns the names of all sweeps, in the order of their urgency.
 func SweepNames() []string {
-	return []string{SweepSessions, SweepDue, SweepDedupe, SweepLocks, SweepIdempotency, SweepOutbox, SweepPartitions}
+	return []string{SweepSessions, SweepDue, SweepDedupe, SweepLocks, SweepIdempotency, SweepOutbox, SweepSagas, SweepPartitions}
 }
 
 // SweepSpecs are the default times of the sweeps that run by the clock. The due sweep has none: it runs at the next due time.
@@ -59,12 +62,16 @@ var SweepSpecs = map[string]string{
 	SweepLocks:       "@every 10s",
 	SweepOutbox:      "@every 10s",
 	SweepIdempotency: "@every 1m",
+	SweepSagas:       "@every 10s",
 	SweepPartitions:  "@every 1m",
 }
 
 func (c Config) withDefaults() Config {
 	if c.Namespace == 0 {
 		c.Namespace = 1
+	}
+	if c.SagaKeep == 0 {
+		c.SagaKeep = SagaKeepDefault
 	}
 	if c.DueMax == 0 {
 		c.DueMax = time.Second
@@ -103,6 +110,9 @@ func (c Config) validate() error {
 	}
 	if c.TTL != 0 && (c.TTL < time.Second || c.TTL > time.Hour) {
 		faults = append(faults, fmt.Errorf("coordinator: TTL of %s is outside 1 s to 1 h", c.TTL))
+	}
+	if c.SagaKeep < 0 {
+		faults = append(faults, fmt.Errorf("coordinator: SagaKeep of %s is below 0", c.SagaKeep))
 	}
 	if c.OutboxKeep < 0 || c.OutboxHold < 0 || c.OutboxHold > 0 && c.OutboxHold < c.OutboxKeep {
 		faults = append(faults, fmt.Errorf("coordinator: OutboxKeep %s and OutboxHold %s: neither below 0, and the second no less than the first", c.OutboxKeep, c.OutboxHold))

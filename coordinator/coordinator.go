@@ -17,6 +17,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -42,6 +43,8 @@ type Coordinator struct {
 	pool *pgxpool.Pool
 	q    *db.Queries
 	conf Config
+
+	sagasSeen atomic.Int64 // up to which saga the look for forgotten ones has come
 }
 
 // New makes a coordinator on a pool. The error lists every fault of conf.

@@ -50,6 +50,8 @@ func (c *Coordinator) Sweep(ctx context.Context, name string) (Report, error) {
 		err = c.sweepOutbox(ctx, &r)
 	case SweepIdempotency:
 		err = c.sweepIdempotency(ctx, &r)
+	case SweepSagas:
+		err = c.sweepSagas(ctx, &r)
 	case SweepPartitions:
 		err = c.sweepPartitions(ctx, &r)
 	default:
@@ -225,12 +227,10 @@ func (c *Coordinator) hint(ctx context.Context, queues []int32) {
 	if err != nil {
 		return // hints are hints
 	}
-	for _, name := range names {
-		_ = c.q.SendHint(ctx, db.SendHintParams{Channel: session.Channel(c.conf.Namespace), Payload: "n" + name})
-	}
+	c.hintQueues(ctx, names)
 }
 
-// runDue runs the due sweep at the next due time, at most every DueMax, and at once when a hint says that something was scheduled.
+// runDue runs the due sweep, and does what sagas have due, at the next due time, at most every DueMax, and at once when a hint says that something was scheduled.
 func (c *Coordinator) runDue(ctx context.Context) {
 	hints := make(chan struct{}, 1)
 	if !c.conf.PollOnly {
@@ -253,11 +253,16 @@ func (c *Coordinator) runDue(ctx context.Context) {
 		r := Report{Name: SweepDue}
 		sctx, stop := context.WithTimeout(ctx, sweepTimeout)
 		got, err := c.sweepDue(sctx, from, &r)
+		var sagas Report
+		next, err2 := c.fireSagas(sctx, &sagas)
 		stop()
+		err = errors.Join(err, err2)
 		if got.from != nil {
 			d.from = got.from
 		}
-		d.next = got.next
+		if d.next = got.next; next >= 0 && (d.next < 0 || next < d.next) {
+			d.next = next
+		}
 		if err != nil && ctx.Err() == nil {
 			c.conf.Logger.Error("sweep failed, the next one tries again", "sweep", SweepDue, "err", wrap(err))
 			d.next = -1

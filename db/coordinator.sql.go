@@ -314,6 +314,87 @@ func (q *Queries) SweepPartitions(ctx context.Context) (int32, error) {
 	return made, err
 }
 
+const sweepSagas = `-- name: SweepSagas :one
+SELECT coalesce(did, -1)::int AS did, coalesce(withdraw, '{}')::bigint[] AS withdraw, coalesce(extract(epoch FROM next_in) * 1000, -1)::float8 AS next_in_ms,
+  coalesce(queues, '{}')::text[] AS queues
+FROM pawl.sweep_sagas($1::smallint, $2::int)
+`
+
+type SweepSagasParams struct {
+	Ns        int16
+	LimitRows int32
+}
+
+type SweepSagasRow struct {
+	Did      int32
+	Withdraw []int64
+	NextInMs float64
+	Queues   []string
+}
+
+// did -1: another node is at it. next_in_ms -1: nothing is waited for.
+func (q *Queries) SweepSagas(ctx context.Context, arg SweepSagasParams) (SweepSagasRow, error) {
+	row := q.db.QueryRow(ctx, sweepSagas, arg.Ns, arg.LimitRows)
+	var i SweepSagasRow
+	err := row.Scan(
+		&i.Did,
+		&i.Withdraw,
+		&i.NextInMs,
+		&i.Queues,
+	)
+	return i, err
+}
+
+const sweepSagasForgotten = `-- name: SweepSagasForgotten :one
+SELECT last, forgotten::text[] AS forgotten FROM pawl.sweep_sagas_forgotten($1::smallint, $2::bigint, $3::int)
+`
+
+type SweepSagasForgottenParams struct {
+	Ns        int16
+	AfterID   int64
+	LimitRows int32
+}
+
+type SweepSagasForgottenRow struct {
+	Last      *int64
+	Forgotten []string
+}
+
+func (q *Queries) SweepSagasForgotten(ctx context.Context, arg SweepSagasForgottenParams) (SweepSagasForgottenRow, error) {
+	row := q.db.QueryRow(ctx, sweepSagasForgotten, arg.Ns, arg.AfterID, arg.LimitRows)
+	var i SweepSagasForgottenRow
+	err := row.Scan(&i.Last, &i.Forgotten)
+	return i, err
+}
+
+const sweepSagasOld = `-- name: SweepSagasOld :one
+SELECT removed::int AS removed, last FROM pawl.sweep_sagas_old($1::smallint, $2::interval, $3::bigint, $4::int)
+`
+
+type SweepSagasOldParams struct {
+	Ns        int16
+	Keep      time.Duration
+	AfterID   int64
+	LimitRows int32
+}
+
+type SweepSagasOldRow struct {
+	Removed int32
+	Last    *int64
+}
+
+func (q *Queries) SweepSagasOld(ctx context.Context, arg SweepSagasOldParams) (SweepSagasOldRow, error) {
+	row := q.db.QueryRow(ctx, sweepSagasOld,
+		arg.Ns,
+		arg.Keep,
+		arg.AfterID,
+		arg.LimitRows,
+	)
+	var i SweepSagasOldRow
+	err := row.Scan(&i.Removed, &i.Last)
+	return i, err
+}
+
 const sweepSessions = `-- name: SweepSessions :one
 SELECT (s IS NOT NULL)::boolean AS did, coalesce(s, '{}')::bigint[] AS ended FROM pawl.sweep_sessions($1::smallint, $2::int) s
 `
@@ -333,5 +414,26 @@ func (q *Queries) SweepSessions(ctx context.Context, arg SweepSessionsParams) (S
 	row := q.db.QueryRow(ctx, sweepSessions, arg.Ns, arg.LimitRows)
 	var i SweepSessionsRow
 	err := row.Scan(&i.Did, &i.Ended)
+	return i, err
+}
+
+const withdrawSaga = `-- name: WithdrawSaga :one
+SELECT jobs::int AS jobs, queues::text[] AS queues FROM pawl.saga_withdraw($1::smallint, $2::bigint)
+`
+
+type WithdrawSagaParams struct {
+	Ns     int16
+	SagaID int64
+}
+
+type WithdrawSagaRow struct {
+	Jobs   int32
+	Queues []string
+}
+
+func (q *Queries) WithdrawSaga(ctx context.Context, arg WithdrawSagaParams) (WithdrawSagaRow, error) {
+	row := q.db.QueryRow(ctx, withdrawSaga, arg.Ns, arg.SagaID)
+	var i WithdrawSagaRow
+	err := row.Scan(&i.Jobs, &i.Queues)
 	return i, err
 }

@@ -241,7 +241,7 @@ const listJobs = `-- name: ListJobs :many
 SELECT j.id, j.created_at, q.name AS queue, j.priority, j.kind, j.max_attempts, coalesce(s.state::text, '')::text AS state,
   coalesce(s.attempt, 0)::smallint AS attempt, coalesce(s.at, j.created_at)::timestamptz AS at
 FROM (
-  SELECT x.id, x.created_at, x.xid, x.queue_id, x.ns, x.priority, x.epoch, x.max_attempts, x.timeout_ms, x.backoff_ms, x.backoff_ms_max, x.kind, x.enqueued_by, x.args, x.headers, x.dedupe_key FROM pawl.job x
+  SELECT x.id, x.created_at, x.xid, x.queue_id, x.ns, x.priority, x.epoch, x.max_attempts, x.timeout_ms, x.backoff_ms, x.backoff_ms_max, x.kind, x.enqueued_by, x.args, x.headers, x.dedupe_key, x.saga_id, x.saga_step, x.saga_unit FROM pawl.job x
   WHERE x.ns = $1::smallint AND x.id < $2::bigint
     AND ($3::int = 0 OR x.queue_id = $3::int) AND ($4::text = '' OR x.kind = $4::text)
   ORDER BY x.id DESC LIMIT $5::int) j

@@ -153,7 +153,7 @@ func (q *Queries) RenewSession(ctx context.Context, arg RenewSessionParams) (Ren
 }
 
 const startSession = `-- name: StartSession :one
-SELECT pawl.session_start($1::smallint, $2::text, $3::text, $4::int, $5::text, $6::interval)::bigint AS id
+SELECT pawl.session_start($1::smallint, $2::text, $3::text, $4::int, $5::text, $6::interval, $7::text[])::bigint AS id
 `
 
 type StartSessionParams struct {
@@ -163,6 +163,7 @@ type StartSessionParams struct {
 	Pid     int32
 	Version string
 	TTL     time.Duration
+	Kinds   []string
 }
 
 func (q *Queries) StartSession(ctx context.Context, arg StartSessionParams) (int64, error) {
@@ -173,6 +174,7 @@ func (q *Queries) StartSession(ctx context.Context, arg StartSessionParams) (int
 		arg.Pid,
 		arg.Version,
 		arg.TTL,
+		arg.Kinds,
 	)
 	var id int64
 	err := row.Scan(&id)

@@ -87,8 +87,9 @@ func (q *Queries) EnsureQueue(ctx context.Context, arg EnsureQueueParams) (int32
 	return id, err
 }
 
-const finishJobTx = `-- name: FinishJobTx :exec
-SELECT pawl.finish_tx($1::smallint, $2::bigint, $3::bigint, $4::bigint, $5::int, $6::json)
+const finishJobTx = `-- name: FinishJobTx :one
+SELECT queues::text[] AS queues, ended::text[] AS ended
+FROM pawl.finish_tx($1::smallint, $2::bigint, $3::bigint, $4::bigint, $5::int, $6::json)
 `
 
 type FinishJobTxParams struct {
@@ -100,8 +101,13 @@ type FinishJobTxParams struct {
 	Result    []byte
 }
 
-func (q *Queries) FinishJobTx(ctx context.Context, arg FinishJobTxParams) error {
-	_, err := q.db.Exec(ctx, finishJobTx,
+type FinishJobTxRow struct {
+	Queues []string
+	Ended  []string
+}
+
+func (q *Queries) FinishJobTx(ctx context.Context, arg FinishJobTxParams) (FinishJobTxRow, error) {
+	row := q.db.QueryRow(ctx, finishJobTx,
 		arg.Ns,
 		arg.SessionID,
 		arg.ClaimID,
@@ -109,7 +115,9 @@ func (q *Queries) FinishJobTx(ctx context.Context, arg FinishJobTxParams) error 
 		arg.Ordinal,
 		arg.Result,
 	)
-	return err
+	var i FinishJobTxRow
+	err := row.Scan(&i.Queues, &i.Ended)
+	return i, err
 }
 
 const finishJobs = `-- name: FinishJobs :one
@@ -247,8 +255,9 @@ func (q *Queries) SendHint(ctx context.Context, arg SendHintParams) error {
 }
 
 const settleJobs = `-- name: SettleJobs :one
-SELECT pawl.settle($1::smallint, $2::bigint, $3::bigint[], $4::bigint[], $5::int[], CAST($6::text[] AS pawl.outcome[]),
-  $7::json[], $8::bigint[], $9::json[])::text[] AS counted
+SELECT counted::text[] AS counted, queues::text[] AS queues, ended::text[] AS ended
+FROM pawl.settle($1::smallint, $2::bigint, $3::bigint[], $4::bigint[], $5::int[], CAST($6::text[] AS pawl.outcome[]),
+  $7::json[], $8::bigint[], $9::json[])
 `
 
 type SettleJobsParams struct {
@@ -263,7 +272,14 @@ type SettleJobsParams struct {
 	Results   [][]byte
 }
 
-func (q *Queries) SettleJobs(ctx context.Context, arg SettleJobsParams) ([]string, error) {
+type SettleJobsRow struct {
+	Counted []string
+	Queues  []string
+	Ended   []string
+}
+
+// queues got jobs, and the sagas ended have ended.
+func (q *Queries) SettleJobs(ctx context.Context, arg SettleJobsParams) (SettleJobsRow, error) {
 	row := q.db.QueryRow(ctx, settleJobs,
 		arg.Ns,
 		arg.SessionID,
@@ -275,7 +291,7 @@ func (q *Queries) SettleJobs(ctx context.Context, arg SettleJobsParams) ([]strin
 		arg.DelaysMs,
 		arg.Results,
 	)
-	var counted []string
-	err := row.Scan(&counted)
-	return counted, err
+	var i SettleJobsRow
+	err := row.Scan(&i.Counted, &i.Queues, &i.Ended)
+	return i, err
 }

@@ -18,6 +18,7 @@ CREATE TABLE pawl.session (
   rescued_at  timestamptz,
   claims_clear bigint     NOT NULL DEFAULT 0,
   claims_open bigint[]    NOT NULL DEFAULT '{}',
+  kinds       text[]      NOT NULL DEFAULT '{}',  -- of the steps of sagas for which it has handlers
   PRIMARY KEY (ns, id),
   CONSTRAINT session_name_length CHECK (length(name) <= 256),
   CONSTRAINT session_ttl CHECK (ttl BETWEEN interval '1 second' AND interval '1 hour')
@@ -30,7 +31,7 @@ CREATE FUNCTION pawl.session_key(p_session bigint) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended($1, 7002)';
 
 -- +goose StatementBegin
-CREATE FUNCTION pawl.session_start(p_ns smallint, p_name text, p_host text, p_pid int, p_version text, p_ttl interval) RETURNS bigint
+CREATE FUNCTION pawl.session_start(p_ns smallint, p_name text, p_host text, p_pid int, p_version text, p_ttl interval, p_kinds text[] DEFAULT '{}') RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   v_id bigint;
@@ -38,8 +39,8 @@ BEGIN
   IF NOT EXISTS (SELECT FROM pawl.namespace n WHERE n.ns = p_ns) THEN
     RAISE EXCEPTION 'pawl: namespace % does not exist', p_ns USING ERRCODE = '22023', HINT = 'SELECT pawl.namespace_create(name) makes one.';
   END IF;
-  INSERT INTO pawl.session (ns, name, host, pid, version, ttl, started_at, expires_at)
-    VALUES (p_ns, p_name, p_host, p_pid, p_version, p_ttl, now(), clock_timestamp() + p_ttl)
+  INSERT INTO pawl.session (ns, name, host, pid, version, ttl, started_at, expires_at, kinds)
+    VALUES (p_ns, p_name, p_host, p_pid, p_version, p_ttl, now(), clock_timestamp() + p_ttl, p_kinds)
     RETURNING id INTO v_id;
   RETURN v_id;
 END $$;

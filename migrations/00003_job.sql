@@ -5,7 +5,7 @@
 CREATE SEQUENCE pawl.job_id;
 
 -- A job's body, never updated. xid and epoch are those of its first place in line (NULL: it was scheduled first).
--- The policy (attempts, timeout, backoff; NULL: the default) is on the row: whoever rescues a job needs no code of its kind.
+-- The policy (attempts, timeout, backoff; NULL: the default) is on the row: whoever rescues a job needs no code of its kind. saga_*: it is a step of a saga (below 0: the step's compensation), or a unit of it.
 CREATE TABLE pawl.job (
   id             bigint      NOT NULL,
   created_at     timestamptz NOT NULL,
@@ -23,6 +23,9 @@ CREATE TABLE pawl.job (
   args           json        NOT NULL,
   headers        json,
   dedupe_key     text,
+  saga_id        bigint,
+  saga_step      smallint,
+  saga_unit      int,
   PRIMARY KEY (ns, id)
 ) PARTITION BY RANGE (id);
 

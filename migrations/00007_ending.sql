@@ -158,28 +158,101 @@ END $$;
 -- +goose StatementEnd
 
 -- Ends attempts of any outcome, in one transaction: parallel arrays, one element an attempt, claims in ascending order. Gives for each the outcome that
--- counted (see attempt_end), '' where the attempt was lost to this session. delays_ms negative or NULL: by the job's backoff (at once for the rest).
+-- counted (see attempt_end), '' where the attempt was lost to this session. delays_ms negative or NULL: by the job's backoff (at once for the rest). Sagas of which steps ended go on with it:
+-- queues got jobs thereby, and the sagas ended, by their keys, have ended. Successes are written together.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.settle(p_ns smallint, p_session bigint, p_claims bigint[], p_nonces bigint[], p_ordinals int[], p_outcomes pawl.outcome[],
-  p_details json[], p_delays_ms bigint[], p_results json[]) RETURNS text[]
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+  p_details json[], p_delays_ms bigint[], p_results json[], OUT counted text[], OUT queues text[], OUT ended text[])
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-  v_counted text[];
   a         record;
+  v_alive   boolean;
+  v_outcome pawl.outcome;
+  v_claim   bigint;
+  v_seen    int4multirange;    -- of the claim at hand: ordinals that have a receipt, or get one here
+  v_good    int4multirange;    -- those of them that succeed here
+  r_claims  bigint[] := '{}';  -- receipts of successes
+  r_jobs    int4multirange[] := '{}';
+  o_jobs    bigint[] := '{}';  -- results
+  o_values  json[] := '{}';
+  s_sagas   bigint[] := '{}';  -- steps of sagas whose job is over
+  s_steps   smallint[] := '{}';
+  s_units   int[] := '{}';
+  s_whats   pawl.outcome[] := '{}';
+  s_details json[] := '{}';
 BEGIN
   PERFORM pawl.require_read_committed();
   FOR i IN 1 .. cardinality(p_claims) LOOP
-    PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claims[i]));
-  END LOOP;
-  FOR i IN 1 .. cardinality(p_claims) LOOP
-    IF pawl.claim_held(p_ns, p_session, p_claims[i], p_nonces[i], p_ordinals[i]) THEN
-      SELECT x.* INTO a FROM pawl.claim_job(p_ns, p_claims[i], p_ordinals[i]) x;
-      v_counted[i] := pawl.attempt_end(p_ns, p_claims[i], p_ordinals[i], a.job_id, a.attempt, p_outcomes[i], p_details[i], CASE WHEN p_delays_ms[i] >= 0 THEN make_interval(secs => p_delays_ms[i] / 1000.0) END, p_results[i]);
-    ELSE
-      v_counted[i] := '';
+    IF p_claims[i] IS DISTINCT FROM p_claims[i - 1] THEN
+      PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claims[i]));
     END IF;
   END LOOP;
-  RETURN v_counted;
+  -- From here on each statement sees every receipt that was committed under the locks.
+  v_alive := EXISTS (SELECT FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL);
+  FOR a IN
+    SELECT t.i, t.claim_id, t.ordinal, k.job_id, k.attempt, j.saga_id, j.saga_step, j.saga_unit
+    FROM ROWS FROM (unnest(p_claims), unnest(p_nonces), unnest(p_ordinals)) WITH ORDINALITY t(claim_id, nonce, ordinal, i)
+    -- By primary key, claim by claim: + 0 and OFFSET 0 keep the planner from seeking all claims of the session instead.
+    LEFT JOIN LATERAL (
+      SELECT x.jobs, x.job_ids, x.attempts, cardinality(x.job_ids) AS runs FROM pawl.claim x
+      WHERE x.ns = p_ns AND x.id = t.claim_id AND x.nonce = t.nonce AND x.session_id + 0 = p_session AND t.ordinal >= 0 AND t.ordinal < x.jobs OFFSET 0) c ON v_alive
+    LEFT JOIN LATERAL (
+      SELECT c.job_ids[t.ordinal + 1] AS job_id, c.attempts[t.ordinal + 1] AS attempt WHERE c.runs = c.jobs
+      UNION ALL
+      SELECT x.job_id, x.attempt FROM pawl.claim_job(p_ns, t.claim_id, t.ordinal) x WHERE c.runs < c.jobs) k ON true
+    LEFT JOIN LATERAL (SELECT b.saga_id, b.saga_step, b.saga_unit FROM pawl.job b WHERE b.ns = p_ns AND b.id = k.job_id OFFSET 0) j ON true
+    ORDER BY t.i
+  LOOP
+    IF a.claim_id IS DISTINCT FROM v_claim THEN
+      IF NOT isempty(v_good) THEN
+        r_claims := r_claims || v_claim;
+        r_jobs := r_jobs || v_good;
+      END IF;
+      v_claim := a.claim_id;
+      v_seen := coalesce((SELECT range_agg(u) FROM pawl.receipt r CROSS JOIN LATERAL unnest(r.jobs) u WHERE r.ns = p_ns AND r.claim_id = v_claim), '{}');
+      v_good := '{}';
+    END IF;
+    IF a.job_id IS NULL OR v_seen @> a.ordinal THEN
+      counted[a.i] := '';
+      CONTINUE;
+    END IF;
+    v_seen := v_seen + int4multirange(int4range(a.ordinal, a.ordinal + 1));
+    v_outcome := p_outcomes[a.i];
+    IF v_outcome = 'succeeded' THEN
+      v_good := v_good + int4multirange(int4range(a.ordinal, a.ordinal + 1));
+      IF a.saga_id IS NULL AND p_results[a.i] IS NOT NULL THEN
+        o_jobs := o_jobs || a.job_id;
+        o_values := o_values || p_results[a.i];
+      END IF;
+    ELSE
+      v_outcome := pawl.attempt_end(p_ns, a.claim_id, a.ordinal, a.job_id, a.attempt, v_outcome, p_details[a.i],
+        CASE WHEN p_delays_ms[a.i] >= 0 THEN make_interval(secs => p_delays_ms[a.i] / 1000.0) END, NULL);
+    END IF;
+    counted[a.i] := v_outcome;
+    IF a.saga_id IS NOT NULL AND v_outcome IN ('succeeded', 'discarded', 'cancelled') THEN
+      s_sagas := s_sagas || a.saga_id;
+      s_steps := s_steps || a.saga_step;
+      s_units := s_units || a.saga_unit;
+      s_whats := s_whats || v_outcome;
+      s_details := s_details || CASE WHEN v_outcome = 'succeeded' THEN p_results[a.i] ELSE p_details[a.i] END;
+    END IF;
+  END LOOP;
+  IF NOT isempty(v_good) THEN
+    r_claims := r_claims || v_claim;
+    r_jobs := r_jobs || v_good;
+  END IF;
+  INSERT INTO pawl.receipt (claim_id, at, ns, outcome, jobs)
+    SELECT t.claim_id, clock_timestamp(), p_ns, 'succeeded', t.jobs FROM ROWS FROM (unnest(r_claims), unnest(r_jobs)) t(claim_id, jobs);
+  IF o_jobs <> '{}' THEN
+    INSERT INTO pawl.result (ns, job_id, at, value)
+      SELECT p_ns, t.job_id, clock_timestamp(), t.value FROM ROWS FROM (unnest(o_jobs), unnest(o_values)) t(job_id, value)
+      ON CONFLICT (ns, job_id) DO UPDATE SET at = excluded.at, value = excluded.value;  -- of a job that succeeded before and was retried
+  END IF;
+  queues := '{}';
+  ended := '{}';
+  IF s_sagas <> '{}' THEN
+    SELECT e.queues, e.ended INTO queues, ended FROM pawl.saga_endings(p_ns, s_sagas, s_steps, s_units, s_whats, s_details) e;
+  END IF;
 END $$;
 -- +goose StatementEnd
 
@@ -196,10 +269,12 @@ END $$;
 -- +goose StatementEnd
 
 -- Ends an attempt as succeeded in the transaction of its handler, just before COMMIT; raises PW001 when the attempt was lost, so that nothing of it commits.
--- Attempts of one claim share its lock (they would commit one by one else); the lock of the ordinal keeps two endings of one attempt apart.
+-- Attempts of one claim share its lock (they would commit one by one else); the lock of the ordinal keeps two endings of one attempt apart. queues, ended: as settle.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.finish_tx(p_ns smallint, p_session bigint, p_claim bigint, p_nonce bigint, p_ordinal int, p_result json) RETURNS void
+CREATE FUNCTION pawl.finish_tx(p_ns smallint, p_session bigint, p_claim bigint, p_nonce bigint, p_ordinal int, p_result json, OUT queues text[], OUT ended text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  a record;
 BEGIN
   PERFORM pawl.require_read_committed();
   PERFORM pg_advisory_xact_lock_shared(pawl.claim_key(p_claim));
@@ -207,8 +282,15 @@ BEGIN
   IF NOT pawl.claim_held(p_ns, p_session, p_claim, p_nonce, p_ordinal) THEN
     RAISE EXCEPTION 'pawl: the attempt was lost: its session ended or it was ended before' USING ERRCODE = 'PW001';
   END IF;
-  PERFORM pawl.attempt_end(p_ns, p_claim, p_ordinal, a.job_id, a.attempt, 'succeeded', NULL, NULL, p_result)
-    FROM pawl.claim_job(p_ns, p_claim, p_ordinal) a;
+  SELECT k.job_id, k.attempt, j.saga_id, j.saga_step, j.saga_unit INTO a
+    FROM pawl.claim_job(p_ns, p_claim, p_ordinal) k LEFT JOIN pawl.job j ON j.ns = p_ns AND j.id = k.job_id;
+  PERFORM pawl.attempt_end(p_ns, p_claim, p_ordinal, a.job_id, a.attempt, 'succeeded', NULL, NULL, CASE WHEN a.saga_id IS NULL THEN p_result END);
+  queues := '{}';
+  ended := '{}';
+  IF a.saga_id IS NOT NULL THEN
+    SELECT e.queues, e.ended INTO queues, ended
+      FROM pawl.saga_endings(p_ns, ARRAY[a.saga_id], ARRAY[a.saga_step], ARRAY[a.saga_unit], ARRAY['succeeded'::pawl.outcome], ARRAY[coalesce(p_result, 'null')]) e;
+  END IF;
 END $$;
 -- +goose StatementEnd
 
@@ -218,25 +300,40 @@ END $$;
 CREATE FUNCTION pawl.claim_give_back(p_ns smallint, p_claim bigint, p_outcome pawl.outcome, p_detail json) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v_open int4multirange;
-  a      record;
-  v_n    int := 0;
+  v_open    int4multirange;
+  v_outcome pawl.outcome;
+  a         record;
+  v_n       int := 0;
+  s_sagas   bigint[] := '{}';
+  s_steps   smallint[] := '{}';
+  s_units   int[] := '{}';
+  s_whats   pawl.outcome[] := '{}';
 BEGIN
   PERFORM pawl.require_read_committed();
   PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claim));
   v_open := pawl.claim_open(p_ns, p_claim);
   FOR a IN
-    SELECT o AS ordinal, u.first + o - u.before AS job_id, u.attempt
+    SELECT o AS ordinal, u.first + o - u.before AS job_id, u.attempt, j.saga_id, j.saga_step, j.saga_unit
     FROM (
       SELECT t.first, t.n, t.attempt, (sum(t.n) OVER (ROWS UNBOUNDED PRECEDING) - t.n)::int AS before
       FROM pawl.claim c CROSS JOIN LATERAL ROWS FROM (unnest(c.job_ids), unnest(c.job_counts), unnest(c.attempts)) t(first, n, attempt)
       WHERE c.ns = p_ns AND c.id = p_claim) u
     CROSS JOIN LATERAL generate_series(u.before, u.before + u.n - 1) o
+    LEFT JOIN LATERAL (SELECT b.saga_id, b.saga_step, b.saga_unit FROM pawl.job b WHERE b.ns = p_ns AND b.id = u.first + o - u.before OFFSET 0) j ON true
     WHERE v_open @> o
   LOOP
-    PERFORM pawl.attempt_end(p_ns, p_claim, a.ordinal, a.job_id, a.attempt, p_outcome, p_detail, NULL, NULL);
+    v_outcome := pawl.attempt_end(p_ns, p_claim, a.ordinal, a.job_id, a.attempt, p_outcome, p_detail, NULL, NULL);
     v_n := v_n + 1;
+    IF a.saga_id IS NOT NULL AND v_outcome IN ('discarded', 'cancelled') THEN
+      s_sagas := s_sagas || a.saga_id;
+      s_steps := s_steps || a.saga_step;
+      s_units := s_units || a.saga_unit;
+      s_whats := s_whats || v_outcome;
+    END IF;
   END LOOP;
+  IF s_sagas <> '{}' THEN
+    PERFORM pawl.saga_endings(p_ns, s_sagas, s_steps, s_units, s_whats, array_fill(p_detail, ARRAY[cardinality(s_sagas)]));
+  END IF;
   RETURN v_n;
 END $$;
 -- +goose StatementEnd

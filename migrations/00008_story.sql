@@ -152,10 +152,34 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- Refuses to touch a job of a saga, which must hear of it.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.refuse_step(p_ns smallint, p_job bigint) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v_saga text;
+BEGIN
+  SELECT s.key INTO v_saga FROM pawl.job b JOIN pawl.saga s ON s.ns = p_ns AND s.id = b.saga_id WHERE b.ns = p_ns AND b.id = p_job;
+  IF FOUND THEN
+    RAISE EXCEPTION 'pawl: job % is a step of saga %', p_job, v_saga USING ERRCODE = 'PW005', HINT = 'Cancel or retry the saga instead.';
+  END IF;
+END $$;
+-- +goose StatementEnd
+
 -- Cancels a job, in the caller's transaction. was: what it was when this call looked, under the line's lock, so that no claim is in flight. scheduled, retrying or
 -- available: it is cancelled and will not run. running: its process is asked, and the receipt will tell; session_id is whom to hint. A finished one stays.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.job_cancel(p_ns smallint, p_job bigint, p_reason text, OUT was pawl.job_state, OUT session_id bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM pawl.refuse_step(p_ns, p_job);
+  SELECT w.was, w.session_id INTO was, session_id FROM pawl.job_withdraw(p_ns, p_job, p_reason) w;
+END $$;
+-- +goose StatementEnd
+
+-- What job_cancel does, for steps of sagas too: their caller has the saga hear of it.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.job_withdraw(p_ns smallint, p_job bigint, p_reason text, OUT was pawl.job_state, OUT session_id bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
 DECLARE
   j record;
@@ -204,6 +228,7 @@ DECLARE
   v_attempt smallint;
 BEGIN
   PERFORM pawl.require_read_committed();
+  PERFORM pawl.refuse_step(p_ns, p_job);
   SELECT b.queue_id, b.priority INTO j FROM pawl.job b WHERE b.ns = p_ns AND b.id = p_job;
   IF NOT FOUND THEN
     RETURN;
@@ -263,5 +288,5 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.queue_depths, pawl.job_retry, pawl.job_cancel, pawl.job_finished, pawl.job_state, pawl.job_attempts, pawl.job_places, pawl.ready_claim;
+DROP FUNCTION pawl.queue_depths, pawl.job_retry, pawl.job_withdraw, pawl.job_cancel, pawl.refuse_step, pawl.job_finished, pawl.job_state, pawl.job_attempts, pawl.job_places, pawl.ready_claim;
 DROP TYPE pawl.job_state;

@@ -47,3 +47,18 @@ SELECT pawl.rebase(@ns::smallint)::int AS lines;
 
 -- name: ListQueueNames :many
 SELECT q.name FROM pawl.queue q WHERE q.ns = @ns::smallint AND q.id = ANY (@queue_ids::int[]) ORDER BY q.name LIMIT 10000;
+
+-- name: SweepSagas :one
+-- did -1: another node is at it. next_in_ms -1: nothing is waited for.
+SELECT coalesce(did, -1)::int AS did, coalesce(withdraw, '{}')::bigint[] AS withdraw, coalesce(extract(epoch FROM next_in) * 1000, -1)::float8 AS next_in_ms,
+  coalesce(queues, '{}')::text[] AS queues
+FROM pawl.sweep_sagas(@ns::smallint, @limit_rows::int);
+
+-- name: WithdrawSaga :one
+SELECT jobs::int AS jobs, queues::text[] AS queues FROM pawl.saga_withdraw(@ns::smallint, @saga_id::bigint);
+
+-- name: SweepSagasForgotten :one
+SELECT last, forgotten::text[] AS forgotten FROM pawl.sweep_sagas_forgotten(@ns::smallint, @after_id::bigint, @limit_rows::int);
+
+-- name: SweepSagasOld :one
+SELECT removed::int AS removed, last FROM pawl.sweep_sagas_old(@ns::smallint, @keep::interval, @after_id::bigint, @limit_rows::int);

@@ -1,5 +1,5 @@
 -- name: StartSession :one
-SELECT pawl.session_start(@ns::smallint, @name::text, @host::text, @pid::int, @version::text, @ttl::interval)::bigint AS id;
+SELECT pawl.session_start(@ns::smallint, @name::text, @host::text, @pid::int, @version::text, @ttl::interval, @kinds::text[])::bigint AS id;
 
 -- name: RenewSession :one
 -- The heartbeat. One row always.

@@ -19,11 +19,14 @@ FROM pawl.claim_bodies(@ns::smallint, @claim_id::bigint, @nonce::bigint, @ordina
 SELECT pawl.finish(@ns::smallint, @session_id::bigint, @claim_ids::bigint[], @nonces::bigint[], CAST(@jobs::text[] AS int4multirange[]))::text[] AS lost;
 
 -- name: SettleJobs :one
-SELECT pawl.settle(@ns::smallint, @session_id::bigint, @claim_ids::bigint[], @nonces::bigint[], @ordinals::int[], CAST(@outcomes::text[] AS pawl.outcome[]),
-  @details::json[], @delays_ms::bigint[], @results::json[])::text[] AS counted;
+-- queues got jobs, and the sagas ended have ended.
+SELECT counted::text[] AS counted, queues::text[] AS queues, ended::text[] AS ended
+FROM pawl.settle(@ns::smallint, @session_id::bigint, @claim_ids::bigint[], @nonces::bigint[], @ordinals::int[], CAST(@outcomes::text[] AS pawl.outcome[]),
+  @details::json[], @delays_ms::bigint[], @results::json[]);
 
--- name: FinishJobTx :exec
-SELECT pawl.finish_tx(@ns::smallint, @session_id::bigint, @claim_id::bigint, @nonce::bigint, @ordinal::int, sqlc.narg(result)::json);
+-- name: FinishJobTx :one
+SELECT queues::text[] AS queues, ended::text[] AS ended
+FROM pawl.finish_tx(@ns::smallint, @session_id::bigint, @claim_id::bigint, @nonce::bigint, @ordinal::int, sqlc.narg(result)::json);
 
 -- name: AbandonClaim :one
 SELECT pawl.abandon(@ns::smallint, @session_id::bigint, @nonce::bigint, @queue_id::int, @priority::smallint)::int AS jobs;

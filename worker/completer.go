@@ -18,7 +18,7 @@ import (
 
 const (
 	flushClaimsMax = 128             // claims whose successes go in one transaction
-	flushOthersMax = 100             // other endings in one transaction
+	flushOthersMax = 1000            // other endings in one transaction
 	errorBytesMax  = 8 << 10         // of an error's text and stack that are kept
 	flushRetry     = time.Second / 4 // between tries while the database cannot be reached
 )
@@ -29,7 +29,6 @@ type completer struct {
 	wake chan struct{}
 	stop chan struct{}
 
-	hinted  int64        // when hintDue last did; run's alone
 	failing atomic.Int64 // since when flushes fail, by the monotonic clock; 0: they do not
 
 	mu     sync.Mutex
@@ -219,7 +218,7 @@ func (c *completer) settleAll(part []ending) {
 		p.Nonces = append(p.Nonces, e.t.claim.nonce)
 		p.Ordinals = append(p.Ordinals, e.t.ordinal)
 		p.Outcomes = append(p.Outcomes, string(e.what.Outcome))
-		p.Details = append(p.Details, detail(e.what.Err))
+		p.Details = append(p.Details, detail(e.what))
 		delay := int64(-1)
 		if e.what.Delay != nil {
 			delay = e.what.Delay.Milliseconds()
@@ -227,9 +226,9 @@ func (c *completer) settleAll(part []ending) {
 		p.DelaysMs = append(p.DelaysMs, delay)
 		p.Results = append(p.Results, e.result)
 	}
-	var counted []string
+	var got db.SettleJobsRow
 	err := c.try("settle", func(ctx context.Context) (err error) {
-		counted, err = c.r.q.SettleJobs(ctx, p)
+		got, err = c.r.q.SettleJobs(ctx, p)
 		return err
 	})
 	if err != nil && db.Code(err) != "" {
@@ -250,12 +249,12 @@ func (c *completer) settleAll(part []ending) {
 		case err != nil:
 			c.r.w.stats.lost.Add(1)
 			c.r.w.conf.Logger.Log(context.Background(), levelOf(err), "an ending could not be recorded", "job", e.t.id, "err", err)
-		case counted[i] == "":
+		case got.Counted[i] == "":
 			c.r.w.stats.lost.Add(1)
 			c.r.w.conf.Logger.Warn("attempt lost: it was ended by others", "job", e.t.id, "kind", e.t.kind, "attempt", e.t.attempt)
-		case counted[i] == string(job.Succeeded):
+		case got.Counted[i] == string(job.Succeeded):
 			c.r.w.stats.succeeded.Add(1)
-		case counted[i] == string(job.Returned):
+		case got.Counted[i] == string(job.Returned):
 			waits = waits || e.what.Delay != nil
 		default:
 			waits = true
@@ -263,21 +262,10 @@ func (c *completer) settleAll(part []ending) {
 		}
 		c.r.over(e.t.claim, 1)
 	}
+	c.r.advanced(got.Queues, got.Ended)
 	if waits {
-		c.hintDue()
+		c.r.hint(job.HintDue) // it may be due before the coordinators look again by themselves
 	}
-}
-
-// hintDue tells the coordinators that something was scheduled, at most once an interval: it may be due before they look again by themselves.
-func (c *completer) hintDue() {
-	now := session.Monotonic()
-	if c.hinted != 0 && now-c.hinted < int64(job.HintInterval) {
-		return
-	}
-	c.hinted = now
-	ctx, stop := context.WithTimeout(context.Background(), closeMax)
-	defer stop()
-	_ = c.r.q.SendHint(ctx, db.SendHintParams{Channel: session.Channel(c.r.w.conf.Namespace), Payload: job.HintDue}) // hints are hints
 }
 
 // levelOf tells what a person must see to from what comes right by itself: the jobs of a lost session run again elsewhere.
@@ -330,16 +318,17 @@ func ranges(ordinals []int32) string {
 	return string(append(b, '}'))
 }
 
-// detail is what is kept of an error.
-func detail(err error) json.RawMessage {
-	if err == nil {
+// detail is what is kept of an ending's error.
+func detail(e job.Ending) json.RawMessage {
+	if e.Err == nil {
 		return nil
 	}
 	d := struct {
-		Error string `json:"error"`
-		Stack string `json:"stack,omitempty"`
-	}{Error: clip(err.Error())}
-	if p := (*panicError)(nil); errors.As(err, &p) {
+		Error   string `json:"error"`
+		Stack   string `json:"stack,omitempty"`
+		Refused bool   `json:"refused,omitempty"`
+	}{Error: clip(e.Err.Error()), Refused: e.Refused && e.Outcome == job.Discarded}
+	if p := (*panicError)(nil); errors.As(e.Err, &p) {
 		d.Stack = clip(string(p.stack))
 	}
 	b, _ := json.Marshal(d) // of two strings: cannot fail

@@ -211,7 +211,7 @@ func (r *run) load(ctx context.Context, q *queue, c *claim, from, to int32) erro
 	for i := range rows {
 		b := &rows[i]
 		t := &c.tasks[b.Ordinal]
-		t.claim, t.queue, t.handler, t.args, t.headers, t.kind, t.id, t.createdAt = c, q, r.w.handlers[b.Kind], b.Args, b.Headers, b.Kind, b.ID, b.CreatedAt
+		t.claim, t.queue, t.handler, t.args, t.headers, t.kind, t.id, t.createdAt = c, q, r.w.handlerOf(b.Kind), b.Args, b.Headers, b.Kind, b.ID, b.CreatedAt
 		t.ordinal, t.attempt, t.maxAttempts = b.Ordinal, b.Attempt, b.MaxAttempts
 		q.bytes += (float64(len(b.Args)) - q.bytes) / 64
 		if t.timeout = r.w.conf.Timeout; b.TimeoutMs > 0 {

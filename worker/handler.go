@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -181,9 +182,10 @@ func inTx(ctx context.Context, r *run, t *task, do func(pgx.Tx) (json.RawMessage
 		return false, err
 	}
 	r.w.fail("before-commit", t)
+	var queues, over []string
 	b := &pgx.Batch{}
-	b.Queue("SELECT pawl.finish_tx($1::smallint, $2::bigint, $3::bigint, $4::bigint, $5::int, $6::json)",
-		r.w.conf.Namespace, r.session.ID(), t.claim.id, t.claim.nonce, t.ordinal, result)
+	b.Queue("SELECT queues, ended FROM pawl.finish_tx($1::smallint, $2::bigint, $3::bigint, $4::bigint, $5::int, $6::json)",
+		r.w.conf.Namespace, r.session.ID(), t.claim.id, t.claim.nonce, t.ordinal, result).QueryRow(func(row pgx.Row) error { return row.Scan(&queues, &over) })
 	b.Queue("COMMIT")
 	err = conn.SendBatch(ctx, b).Close()
 	r.w.fail("after-commit", t)
@@ -192,6 +194,18 @@ func inTx(ctx context.Context, r *run, t *task, do func(pgx.Tx) (json.RawMessage
 	}
 	if err == nil {
 		done = true
+		r.advanced(queues, over)
 	}
 	return err == nil, err
+}
+
+// handlerOf is the handler of a kind: a step of a saga is served by that for all versions, "saga:name/step", where none is registered for its own, "saga:name@version/step".
+func (w *Worker) handlerOf(kind string) handler {
+	h := w.handlers[kind]
+	if h == nil && strings.HasPrefix(kind, "saga:") {
+		name, rest, _ := strings.Cut(kind, "@")
+		_, step, _ := strings.Cut(rest, "/")
+		h = w.handlers[name+"/"+step]
+	}
+	return h
 }

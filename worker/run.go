@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,9 @@ const notBegunDelay = time.Second
 // closeMax bounds what is said to the server on the way out.
 const closeMax = 5 * time.Second
 
+// hintsMax is how many hints are remembered, so that they are not sent too often.
+const hintsMax = 1000
+
 // run is a worker's life within one session.
 type run struct {
 	w       *Worker
@@ -41,14 +45,15 @@ type run struct {
 
 	mu     sync.Mutex
 	claims map[int64]*claim
-	taking int // claims between the server's commit and our knowing them
+	taking int              // claims between the server's commit and our knowing them
+	hinted map[string]int64 // when each hint was sent last, by the monotonic clock
 }
 
 // runSession works until ctx is cancelled (nil) or the session is lost (nil as well: the caller goes on); an error says that it could not begin.
 func (w *Worker) runSession(ctx context.Context) error {
 	grace := w.conf.Grace.Milliseconds()
 	r := &run{
-		w: w, q: db.New(w.pool), byID: map[int32]*queue{}, byName: map[string]*queue{}, wake: make(chan struct{}, 1), claims: map[int64]*claim{},
+		w: w, q: db.New(w.pool), byID: map[int32]*queue{}, byName: map[string]*queue{}, wake: make(chan struct{}, 1), claims: map[int64]*claim{}, hinted: map[string]int64{},
 		beginTx: fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = %d", max(grace, 1000)),
 	}
 	r.comp = newCompleter(r)
@@ -58,7 +63,7 @@ func (w *Worker) runSession(ctx context.Context) error {
 	var err error
 	r.session, err = session.Start(ctx, w.pool, session.Config{
 		Namespace: w.conf.Namespace, Name: w.conf.Name, Version: w.conf.Version, TTL: w.conf.TTL, Listen: !w.conf.PollOnly, Logger: w.conf.Logger,
-		Held: r.held, Heard: r.heard, Healthy: r.comp.healthy,
+		Kinds: w.sagaKinds(), Held: r.held, Heard: r.heard, Healthy: r.comp.healthy,
 	})
 	if err != nil {
 		return err
@@ -76,7 +81,9 @@ func (w *Worker) runSession(ctx context.Context) error {
 	aides.Go(func() { r.watch(stopWatch) })
 	fetching, stopFetching := context.WithCancel(r.session.Context())
 	release := context.AfterFunc(ctx, stopFetching)
+	w.current.Store(r)
 	r.fetch(fetching)
+	w.current.Store(nil)
 	release()
 	stopFetching()
 	r.drain()
@@ -84,6 +91,12 @@ func (w *Worker) runSession(ctx context.Context) error {
 	r.comp.close()
 	aides.Wait()
 	return nil
+}
+
+// sagaKinds are the kinds of steps of sagas that have handlers here.
+func (w *Worker) sagaKinds() []string {
+	kinds := slices.Sorted(maps.Keys(w.handlers))
+	return slices.DeleteFunc(kinds, func(kind string) bool { return !strings.HasPrefix(kind, "saga:") })
 }
 
 func (r *run) openQueues(ctx context.Context) error {
@@ -141,6 +154,45 @@ func (r *run) nudge() {
 	case r.wake <- struct{}{}:
 	default:
 	}
+}
+
+// advanced sees to what a transaction of this worker has brought forward: queues that got work, which are looked at at once where they are this worker's and hinted at
+// where not, and sagas that ended.
+func (r *run) advanced(queues, ended []string) {
+	for _, name := range queues {
+		if r.byName[name] != nil {
+			r.nudge()
+		} else {
+			r.hint("n" + name)
+		}
+	}
+	if len(ended) == 0 {
+		return
+	}
+	for _, f := range r.w.onSagas {
+		f(ended)
+	}
+}
+
+// hint sends a hint to the namespace, at most once an interval: workers and coordinators look at once, and without it by themselves.
+func (r *run) hint(payload string) {
+	now := session.Monotonic()
+	r.mu.Lock()
+	last, before := r.hinted[payload]
+	early := before && now-last < int64(job.HintInterval)
+	if !early {
+		if len(r.hinted) >= hintsMax {
+			clear(r.hinted)
+		}
+		r.hinted[payload] = now
+	}
+	r.mu.Unlock()
+	if early {
+		return
+	}
+	ctx, stop := context.WithTimeout(context.Background(), closeMax)
+	defer stop()
+	_ = r.q.SendHint(ctx, db.SendHintParams{Channel: session.Channel(r.w.conf.Namespace), Payload: payload}) // hints are hints
 }
 
 // slot runs tasks until the buffer is closed, or until it was given up.

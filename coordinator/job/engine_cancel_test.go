@@ -47,7 +47,7 @@ func TestEngineCancelClaim(t *testing.T) {
 			return fmt.Errorf("the cancelled job: got %s, want cancelled 1", got)
 		}
 		return nil
-	}, without{"the line's lock in job_cancel", "job_cancel", "PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, j.queue_id, j.priority));", ""},
+	}, without{"the line's lock in job_cancel", "job_withdraw", "PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, j.queue_id, j.priority));", ""},
 		without{"the line's lock in claim", "claim", "PERFORM pawl.line_lock(p_ns, p_queue, p_priority);", ""},
 		without{"pruning", "claim", "SELECT p.jobs, p.job_ids, p.job_counts, p.attempts INTO v_n, v_ids, v_counts, v_tries FROM pawl.claim_prune(p_ns, v_ids, v_counts, v_tries) p;", "NULL;"})
 }

@@ -65,7 +65,7 @@ func TestEngineSettleTwice(t *testing.T) {
 		}
 		return nil
 	}, without{"the claim's lock", "settle", "PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claims[i]));", ""},
-		without{"the receipts before", "claim_held", "r.jobs @> p_ordinal", "false"})
+		without{"the receipts before", "settle", "r.claim_id = v_claim", "false"})
 }
 
 // TestEngineGiveBack: a rescue waits for an ending in flight, and does not put back what it has ended.
@@ -152,10 +152,10 @@ func TestEngineFenced(t *testing.T) {
 		without{"the session in finish", "finish", "AND x.session_id + 0 = p_session", ""},
 		without{"the session's end in finish", "finish", "AND s.ended_at IS NULL", ""},
 		without{"the range in finish", "finish", "t.jobs * int4multirange(int4range(0, c.jobs))", "t.jobs"},
-		without{"the nonce in claim_held", "claim_held", "AND c.nonce = p_nonce", ""},
-		without{"the session in claim_held", "claim_held", "AND c.session_id + 0 = p_session", ""},
-		without{"the session's end in claim_held", "claim_held", "AND s.ended_at IS NULL", ""},
-		without{"the range in claim_held", "claim_held", "AND p_ordinal >= 0 AND p_ordinal < c.jobs", ""})
+		without{"the nonce in settle", "settle", "AND x.nonce = t.nonce", ""},
+		without{"the session in settle", "settle", "AND x.session_id + 0 = p_session", ""},
+		without{"the session's end in settle", "settle", "AND s.ended_at IS NULL", ""},
+		without{"the range in settle", "settle", "AND t.ordinal >= 0 AND t.ordinal < x.jobs", ""})
 }
 
 // crash takes a claim away as a crash would that loses its asynchronous commit: the sequence hands its id out again.
@@ -184,7 +184,7 @@ func TestEngineReusedClaimID(t *testing.T) {
 		e.finishAll(e.pool, again)
 		return nil
 	}, without{"the nonce in finish", "finish", "AND x.nonce = t.nonce", ""},
-		without{"the nonce in claim_held", "claim_held", "AND c.nonce = p_nonce", ""})
+		without{"the nonce in settle", "settle", "AND x.nonce = t.nonce", ""})
 }
 
 // TestEngineAbandon: after a claim whose reply was lost, also one still in flight, the client gives up what it may have got, and only that.

@@ -192,8 +192,8 @@ func (s *storm) end(conn *pgx.Conn, c claimed) error {
 		i := rand.N(n)
 		outcome := []string{"failed", "snoozed", "returned", "lost"}[rand.N(4)]
 		var got string
-		err := conn.QueryRow(s.ctx, `SELECT (pawl.settle(1::smallint, $1, ARRAY[$2::bigint], ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::text]::pawl.outcome[], NULL,
-			ARRAY[0], NULL))[1]`, c.session, c.id, c.nonce, i, outcome).Scan(&got)
+		err := conn.QueryRow(s.ctx, `SELECT x.counted[1] FROM pawl.settle(1::smallint, $1, ARRAY[$2::bigint], ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::text]::pawl.outcome[], NULL,
+			ARRAY[0], NULL) x`, c.session, c.id, c.nonce, i, outcome).Scan(&got)
 		if err != nil || got == "" {
 			return fmt.Errorf("settle: got %q, %w", got, err)
 		}
@@ -348,8 +348,8 @@ func (e *engine) workRoughly(conn *pgx.Conn, session int64, queue int32) (int64,
 	for i := range c.jobs {
 		outcome := []string{"succeeded", "failed", "snoozed", "returned", "discarded", "cancelled"}[rand.N(6)]
 		var counted string
-		err := conn.QueryRow(e.ctx, `SELECT (pawl.settle(1::smallint, $1, ARRAY[$2::bigint], ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::text]::pawl.outcome[], NULL,
-			ARRAY[$6::bigint], NULL))[1]`, session, c.id, c.nonce, i, outcome, rand.N(2)*3).Scan(&counted)
+		err := conn.QueryRow(e.ctx, `SELECT x.counted[1] FROM pawl.settle(1::smallint, $1, ARRAY[$2::bigint], ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::text]::pawl.outcome[], NULL,
+			ARRAY[$6::bigint], NULL) x`, session, c.id, c.nonce, i, outcome, rand.N(2)*3).Scan(&counted)
 		if err != nil || counted == "" {
 			return session, fmt.Errorf("settle %s: got %q, %w", outcome, counted, err)
 		}

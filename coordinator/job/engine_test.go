@@ -250,8 +250,8 @@ func (e *engine) finishAll(db dbtx, c claimed) {
 // settle ends one attempt and returns the outcome that counted, "" for lost. delayMS nil: by the backoff.
 func (e *engine) settle(db dbtx, c claimed, ordinal int, outcome string, delayMS *int64) string {
 	e.Helper()
-	return get[string](e, db, `SELECT coalesce((pawl.settle(1::smallint, $1, ARRAY[$2::bigint], ARRAY[$3::bigint], ARRAY[$4::int],
-		ARRAY[$5::text]::pawl.outcome[], NULL, ARRAY[$6::bigint], NULL))[1]::text, '')`, c.session, c.id, c.nonce, ordinal, outcome, delayMS)
+	return get[string](e, db, `SELECT coalesce(s.counted[1], '') FROM (SELECT (pawl.settle(1::smallint, $1, ARRAY[$2::bigint], ARRAY[$3::bigint], ARRAY[$4::int],
+		ARRAY[$5::text]::pawl.outcome[], NULL, ARRAY[$6::bigint], NULL)).counted) s`, c.session, c.id, c.nonce, ordinal, outcome, delayMS)
 }
 
 // state returns what a job is doing, and its attempt: "running 2". "none 0": nothing is known of it.

@@ -1,45 +1,312 @@
 package saga
 
 import (
+	"cmp"
+	"container/heap"
 	"context"
-	"errors"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/coordinator/session"
+	"github.com/pawl-dev/pawl/db"
+)
+
+const (
+	awaitMin      = 5 * time.Millisecond   // until a saga is looked for again, at first,
+	awaitMax      = 400 * time.Millisecond // and at last
+	awaitBatchMax = 250                    // sagas that are looked for in one statement
+	awaitShare    = 3                      // how many times longer than to look for all the looks are apart
+	awaitReadMax  = 30 * time.Second       // how long a look may take
 )
 
 // Instance is a saga that has ended, with what its steps came to: see StepOf.From.
 type Instance struct {
 	ID      string
 	State   State
-	outputs map[string][]byte
+	outputs map[string]json.RawMessage
 }
 
-// Await waits until a saga has ended, and gives it. It holds no connection while it waits: one goroutine looks for all that wait for sagas of this definition on the same pool, after 5 ms, then ever less often, at
-// most every 400 ms, and at once when a worker in this process with handlers of the definition has ended one. The error is ErrCompensated (a [CompensatedError]) or ErrForced, both with the instance; ErrNotFound;
-// or ErrUnfinished with ctx's cause. It goes on waiting for a saga that is stuck.
+// Await waits until a saga has ended, and gives it. It holds no connection while it waits: one goroutine looks for all that wait for sagas of this definition on the same pool, at once, after 5 ms, then ever less often, at
+// most every 400 ms, and at once when a worker in this process with handlers of the definition has ended one. On a transaction or connection it looks by itself. The error is ErrCompensated (a
+// [CompensatedError]) or ErrForced, both with the instance; ErrNotFound; ErrUnfinished with ctx's cause; or the database's. It goes on waiting for a saga that is stuck.
 func (d *Definition[In]) Await(ctx context.Context, on DB, id string) (*Instance, error) {
-	return nil, errors.ErrUnsupported
+	var a answer
+	if pool, ok := on.(*pgxpool.Pool); ok {
+		a = d.def.ends.await(ctx, d.def.namespace, pool, id)
+	} else {
+		a = awaitAlone(ctx, on, d.def.namespace, id)
+	}
+	if a.err != nil {
+		return nil, fmt.Errorf("await saga %s: %w", id, a.err)
+	}
+	return a.instance, a.instance.fault(a.turned)
 }
 
-// From reads the step's output from what Await gave. The error is ErrNoOutput if it has none.
-func (s *StepOf[In, Out]) From(i *Instance) (out Out, err error) {
-	return out, errors.ErrUnsupported
+// answer is how a saga stands.
+type answer struct {
+	instance *Instance
+	turned   *CompensatedError // why it was compensated
+	err      error
 }
 
-// Output reads the output of a step that c's step needs, directly or through others. The error is ErrNoOutput if there is none.
-func (s *StepOf[In, Out]) Output(ctx context.Context, c *Call[In]) (out Out, err error) {
-	return out, errors.ErrUnsupported
+func (a answer) final() bool { return a.err != nil || a.instance.State.Final() }
+
+func unfinished(ctx context.Context, last State) answer {
+	return answer{err: fmt.Errorf("%w (%s): %w", ErrUnfinished, cmp.Or(last, "not looked at"), context.Cause(ctx))}
 }
 
-// Outputs reads what the units of the step came to, in their order, for a step behind it. The error is ErrNoOutput if there is nothing yet.
-func (s *EachOf[In, Unit, Out]) Outputs(ctx context.Context, c *Call[In]) ([]Out, error) {
-	return nil, errors.ErrUnsupported
+// fault is the error that goes with a saga that has ended.
+func (i *Instance) fault(turned *CompensatedError) error {
+	switch i.State {
+	case StateSucceeded:
+		return nil
+	case StateCompensated:
+		return turned
+	case StateForced:
+		return fmt.Errorf("await saga %s: %w", i.ID, ErrForced)
+	case StateRunning, StateCompensating, StateStuck:
+	}
+	return fmt.Errorf("await saga %s: unknown state %q", i.ID, i.State)
 }
 
-// Output reads what the child came to, for a step behind it: StepOf.From of the child's steps tells more. The error is ErrNoOutput if there is nothing yet.
-func (s *ChildOf[In, ChildIn]) Output(ctx context.Context, c *Call[In]) (*Instance, error) {
-	return nil, errors.ErrUnsupported
+// awaitAlone looks on a connection that is the caller's alone.
+func awaitAlone(ctx context.Context, on DB, ns int16, id string) answer {
+	last := State("")
+	for wait := awaitMin; ; wait = min(wait*3/2, awaitMax) {
+		a := lookFor(ctx, on, ns, []string{id})[id]
+		if ctx.Err() != nil {
+			return unfinished(ctx, last)
+		}
+		if a.final() {
+			return a
+		}
+		last = a.instance.State
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
 }
 
-// ends is who waits for the ends of sagas of one definition.
-type ends struct{}
+// lookFor tells how sagas stand: an answer for each.
+func lookFor(ctx context.Context, on DB, ns int16, ids []string) map[string]answer {
+	out := make(map[string]answer, len(ids))
+	rows, err := db.New(on).ReadSagaEnds(ctx, db.ReadSagaEndsParams{Ns: ns, Keys: ids})
+	if err != nil {
+		for _, id := range ids {
+			out[id] = answer{err: wrap(err)}
+		}
+		return out
+	}
+	for _, r := range rows {
+		a := answer{instance: &Instance{ID: r.Key, State: State(r.State)}}
+		if len(r.Outputs) > 0 {
+			if err := json.Unmarshal(r.Outputs, &a.instance.outputs); err != nil {
+				a.err = fmt.Errorf("outputs: %w", err)
+			}
+		}
+		if a.instance.State == StateCompensated {
+			a.turned = &CompensatedError{ID: r.Key, Step: r.Step, Reason: reasonOf(r.What, r.Detail)}
+		}
+		out[r.Key] = a
+	}
+	for _, id := range ids {
+		if _, ok := out[id]; !ok {
+			out[id] = answer{err: ErrNotFound}
+		}
+	}
+	return out
+}
 
-func (e *ends) heard(ended []string) {}
+// ends is who awaits sagas of one definition.
+type ends struct {
+	mu       sync.Mutex
+	watchers map[*pgxpool.Pool]*watcher
+}
+
+// watcher looks for sagas that are awaited on one pool. It has a goroutine while there are any. Its fields are under ends.mu.
+type watcher struct {
+	ends *ends
+	ns   int16
+	pool *pgxpool.Pool
+	wake chan struct{}
+
+	due  waiters
+	byID map[string][]*waiter
+}
+
+// waiter is one call of Await.
+type waiter struct {
+	id    string
+	at    int64         // when to look again, by the monotonic clock
+	wait  time.Duration // and how long after that
+	last  State         // when it was last looked at
+	place int           // in waiters
+	told  chan answer   // has room for one
+}
+
+// waiters are a heap by when they are due.
+type waiters []*waiter
+
+func (w waiters) Len() int           { return len(w) }
+func (w waiters) Less(i, j int) bool { return w[i].at < w[j].at }
+func (w waiters) Swap(i, j int)      { w[i], w[j] = w[j], w[i]; w[i].place, w[j].place = i, j }
+func (w *waiters) Push(x any)        { x.(*waiter).place = len(*w); *w = append(*w, x.(*waiter)) }
+func (w *waiters) Pop() any {
+	old := *w
+	last := old[len(old)-1]
+	old[len(old)-1] = nil
+	*w = old[:len(old)-1]
+	return last
+}
+
+func (e *ends) await(ctx context.Context, ns int16, pool *pgxpool.Pool, id string) answer {
+	me := &waiter{id: id, wait: awaitMin, told: make(chan answer, 1)}
+	w := e.join(ns, pool, me)
+	select {
+	case a := <-me.told:
+		return a
+	case <-ctx.Done():
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	select {
+	case a := <-me.told: // meanwhile
+		return a
+	default:
+	}
+	w.remove(me)
+	w.nudge() // nobody may be left
+	return unfinished(ctx, me.last)
+}
+
+func (e *ends) join(ns int16, pool *pgxpool.Pool, me *waiter) *watcher {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	w := e.watchers[pool]
+	if w == nil {
+		w = &watcher{ends: e, ns: ns, pool: pool, wake: make(chan struct{}, 1), byID: map[string][]*waiter{}}
+		if e.watchers == nil {
+			e.watchers = map[*pgxpool.Pool]*watcher{}
+		}
+		e.watchers[pool] = w
+		go w.run()
+	}
+	heap.Push(&w.due, me)
+	w.byID[me.id] = append(w.byID[me.id], me)
+	w.nudge()
+	return w
+}
+
+// heard is told by workers which sagas have ended.
+func (e *ends) heard(ended []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, w := range e.watchers {
+		for _, id := range ended {
+			for _, one := range w.byID[id] {
+				one.at = 0
+				heap.Fix(&w.due, one.place)
+				w.nudge()
+			}
+		}
+	}
+}
+
+func (w *watcher) nudge() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// remove is for who holds the lock.
+func (w *watcher) remove(one *waiter) {
+	heap.Remove(&w.due, one.place)
+	left := w.byID[one.id]
+	for i := range left {
+		if left[i] == one {
+			left[i] = left[len(left)-1]
+			left = left[:len(left)-1]
+			break
+		}
+	}
+	if w.byID[one.id] = left; len(left) == 0 {
+		delete(w.byID, one.id)
+	}
+}
+
+func (w *watcher) run() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		ids, next, over := w.take()
+		switch {
+		case over:
+			return
+		case len(ids) > 0:
+			began := session.Monotonic()
+			ctx, stop := context.WithTimeout(context.Background(), awaitReadMax)
+			answers := lookFor(ctx, w.pool, w.ns, ids)
+			stop()
+			w.tell(answers, session.Monotonic()-began)
+		default:
+			timer.Reset(next)
+			select {
+			case <-timer.C:
+			case <-w.wake:
+			}
+		}
+	}
+}
+
+// take gives the ids of those who are due, or how long nobody is. over: nobody waits, and the watcher is no more.
+func (w *watcher) take() (ids []string, next time.Duration, over bool) {
+	w.ends.mu.Lock()
+	defer w.ends.mu.Unlock()
+	if len(w.due) == 0 {
+		delete(w.ends.watchers, w.pool)
+		return nil, 0, true
+	}
+	now := session.Monotonic()
+	seen := map[string]bool{}
+	for len(seen) < awaitBatchMax && w.due[0].at <= now {
+		one := w.due[0]
+		one.at, one.wait = now+int64(one.wait), min(one.wait*3/2, awaitMax)
+		heap.Fix(&w.due, 0)
+		if !seen[one.id] {
+			seen[one.id] = true
+			ids = append(ids, one.id)
+		}
+	}
+	return ids, time.Duration(w.due[0].at - now), false
+}
+
+// tell answers those whose sagas have ended. The others are looked for again no sooner than the time it took allows.
+func (w *watcher) tell(answers map[string]answer, took int64) {
+	w.ends.mu.Lock()
+	defer w.ends.mu.Unlock()
+	later := session.Monotonic() + awaitShare*took*int64(len(w.byID))/int64(len(answers))
+	for id, a := range answers {
+		for _, one := range append([]*waiter(nil), w.byID[id]...) {
+			switch {
+			case a.err != nil && one.at == 0: // came, or heard of its end, during the look, which may have been too early
+			case a.final():
+				w.remove(one)
+				one.told <- a
+			default:
+				one.last = a.instance.State
+				if one.at != 0 && one.at < later {
+					one.at = later
+					heap.Fix(&w.due, one.place)
+				}
+			}
+		}
+	}
+}

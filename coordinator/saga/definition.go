@@ -39,7 +39,8 @@ type definition struct {
 	steps     []*step // as they were declared, and so each behind those it needs
 
 	hint   hinter
-	ends   ends // those who await
+	ends   ends  // those who await
+	goes   going // which sagas go forward, for units
 	mu     sync.Mutex
 	sealed *sealed // nil: steps may be added
 	served []Worker
@@ -119,7 +120,18 @@ func (d *Definition[In]) Validate() error { return d.def.validate() }
 // Register makes the definition known to the database, so that sagas of it can start; every service that declares it may do so, whatever steps it serves. It does nothing where name and version are
 // known with the same steps. The error is ErrChanged, a [ChangedError], where they are known with others: declare another Version. ErrInvalid holds all that is wrong.
 func (d *Definition[In]) Register(ctx context.Context, on DB) error {
-	return d.def.register(ctx, on)
+	s := d.def.seal()
+	if s.err != nil {
+		return s.err
+	}
+	row, err := db.New(on).RegisterSaga(ctx, db.RegisterSagaParams{Ns: d.def.namespace, Name: d.def.name, Version: int32(d.def.version), Digest: s.digest, Spec: s.spec})
+	if err != nil {
+		return fmt.Errorf("register %s, version %d: %w", d.def.name, d.def.version, wrap(err))
+	}
+	if row.ID == 0 {
+		return &ChangedError{d.def.name, d.def.version, difference(s.spec, row.Theirs)}
+	}
+	return nil
 }
 
 // add declares a step. It panics where that comes too late.

@@ -3,12 +3,20 @@ package saga
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/job"
+)
+
+const (
+	// UnitsMax is how many units a step can be split into.
+	UnitsMax = 100_000
+	// UnitsBytesMax is how many bytes of JSON they may have together.
+	UnitsBytesMax = 1 << 20
 )
 
 // Raw is the job of a step, its args not decoded.
@@ -73,7 +81,26 @@ func HandleEach[In, Unit, Out any](w Worker, s *EachOf[In, Unit, Out], split fun
 ) {
 	s.ready(w, split != nil && each != nil, undo != nil, KindEach)
 	w.HandleRaw(s.kindName(), func(ctx context.Context, j *Raw) (json.RawMessage, error) {
-		return nil, nil
+		c, a, err := read[In](w.Pool(), s.stepRef, j, false)
+		if err != nil {
+			return nil, err
+		}
+		if a.Unit == nil {
+			return expand(func() ([]Unit, error) { return split(ctx, c) })
+		}
+		if !s.step.def.goes.forward(ctx, c.ref) {
+			return nil, Fail(errors.New("the saga does not go forward any more"))
+		}
+		var unit Unit
+		if err := json.Unmarshal(a.Unit, &unit); err != nil {
+			return nil, fmt.Errorf("unit does not fit %T: %w", unit, err)
+		}
+		c.Unit, c.unit = a.N, true
+		out, err := each(ctx, c, unit)
+		if err != nil {
+			return nil, err
+		}
+		return encode(out)
 	})
 	if undo != nil {
 		w.HandleRaw(s.kindName()+"/undo", func(ctx context.Context, j *Raw) (json.RawMessage, error) {
@@ -82,13 +109,46 @@ func HandleEach[In, Unit, Out any](w Worker, s *EachOf[In, Unit, Out], split fun
 	}
 }
 
-// HandleChild registers how the input of the saga is made that is the step, and how a child that has succeeded is undone. The child's id is Call.Key of the step. child is the child as Await would give it,
-// nil where the step is undone before it is known that the child succeeded; a child that runs then is cancelled first.
+// HandleChild registers how the input of the saga is made that is the step, and how the effects of one that succeeded are undone. The child's id is Call.Key of the step. A child that runs when its parent is
+// compensated is cancelled, and undoes itself if it can. child is the child as it ended: it has succeeded, or an operator has forced it to an end as it stood. nil: none was started.
 func HandleChild[In, ChildIn any](w Worker, s *ChildOf[In, ChildIn], input func(ctx context.Context, c *Call[In]) (ChildIn, error), undo func(ctx context.Context, c *Call[In], child *Instance) error) {
 	s.ready(w, input != nil, undo != nil, KindChild)
 	w.HandleRaw(s.kindName(), func(ctx context.Context, j *Raw) (json.RawMessage, error) {
 		return perform(w.Pool(), s.stepRef, j, func(c *Call[In]) (ChildIn, error) { return input(ctx, c) })
 	})
+	if undo != nil {
+		w.HandleRaw(s.kindName()+"/undo", func(ctx context.Context, j *Raw) (json.RawMessage, error) {
+			return reverse(w.Pool(), s.stepRef, j, func(c *Call[In], _ *json.RawMessage) error {
+				child, err := s.read(ctx, c)
+				if errors.Is(err, ErrNotFound) {
+					child, err = nil, nil
+				}
+				if err != nil {
+					return err
+				}
+				return undo(ctx, c, child)
+			})
+		})
+	}
+}
+
+// expand makes the units of a step. What it refuses, it refuses before anything is done.
+func expand[Unit any](split func() ([]Unit, error)) (json.RawMessage, error) {
+	units, err := split()
+	if err != nil {
+		return nil, err
+	}
+	if len(units) > UnitsMax {
+		return nil, Fail(fmt.Errorf("%d units, and %d are the most", len(units), UnitsMax))
+	}
+	if len(units) == 0 {
+		return json.RawMessage("[]"), nil
+	}
+	text, err := encode(units)
+	if err == nil && len(text) > UnitsBytesMax {
+		err = Fail(fmt.Errorf("%d units of %d bytes, and %d are the most", len(units), len(text), UnitsBytesMax))
+	}
+	return text, err
 }
 
 // ready panics unless the step can get these handlers, and has the definition know the worker.
@@ -149,7 +209,7 @@ func read[In any](on DB, s stepRef, j *Raw, compensating bool) (*Call[In], *args
 	}
 	c := &Call[In]{
 		Saga: a.Saga, Step: a.Step, Version: a.Version, Attempt: j.Attempt, MaxAttempts: j.MaxAttempts, Compensating: compensating, Headers: j.Headers,
-		ref: ref{ns: s.step.def.namespace, id: a.ID, on: on}, job: j.ID,
+		ref: ref{ns: s.step.def.namespace, id: a.ID, key: a.Saga, on: on}, job: j.ID,
 	}
 	if err := json.Unmarshal(a.Input, &c.Input); err != nil {
 		return nil, nil, fmt.Errorf("input does not fit %T: %w", c.Input, err)

@@ -6,7 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
+	"sync/atomic"
 	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/coordinator/job"
+	"github.com/pawl-dev/pawl/coordinator/session"
+	"github.com/pawl-dev/pawl/db"
 )
 
 // Started tells what became of a start.
@@ -21,6 +31,7 @@ type StartOption func(*startOptions) error
 
 type startOptions struct {
 	id         string
+	named      bool   // by ID
 	deadlineMs *int64 // nil: the definition's; 0: none
 	header     map[string]string
 }
@@ -43,8 +54,8 @@ func ID(id string) StartOption {
 }
 
 func checkID(id string) error {
-	if id == "" || len(id) > IDCharsMax*4 {
-		return fmt.Errorf("an id has 1 to %d characters", IDCharsMax)
+	if n := utf8.RuneCountInString(id); n < 1 || n > IDCharsMax {
+		return fmt.Errorf("%w: an id has 1 to %d characters, not %d", ErrInvalid, IDCharsMax, n)
 	}
 	return nil
 }
@@ -57,7 +68,10 @@ func DeadlineIn(d time.Duration) StartOption {
 		if d == 0 {
 			return nil
 		}
-		return checkDuration("deadline", d)
+		if err := checkDuration("deadline", d); err != nil {
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		return nil
 	}
 }
 
@@ -76,22 +90,184 @@ func Header(key, value string) StartOption {
 // definition the error is ErrConflict. Others: ErrUnregistered, ErrInvalid, ErrPayloadTooLarge, ErrMoved. After an error the caller's transaction is aborted, as after any SQL error. On a pool an error of the
 // connection leaves it unknown whether it started; with an ID it can be repeated.
 func (d *Definition[In]) Start(ctx context.Context, on DB, in In, opts ...StartOption) (Started, error) {
-	return Started{}, errors.ErrUnsupported
+	id, dup, err := d.start(ctx, on, in, opts)
+	if err != nil {
+		return Started{}, fmt.Errorf("start %s %s: %w", d.def.name, id, wrap(err))
+	}
+	return Started{id, dup}, nil
+}
+
+func (d *Definition[In]) start(ctx context.Context, on DB, in In, opts []StartOption) (id string, duplicate bool, err error) {
+	o, err := newStart(opts)
+	if err != nil {
+		return o.id, false, err
+	}
+	if err := d.def.seal().err; err != nil {
+		return o.id, false, err
+	}
+	input, err := json.Marshal(in)
+	if err != nil {
+		return o.id, false, fmt.Errorf("%w: input: %w", ErrInvalid, err)
+	}
+	row, err := d.def.startBatch(ctx, on, o, []string{o.id}, [][]byte{input})
+	if err != nil {
+		return o.id, false, err
+	}
+	return o.id, row.Duplicates[0], nil
 }
 
 // StartMany starts sagas by their ids, BatchSagasMax a round trip, and returns how many it started: duplicates are not counted. opts apply to all. In a transaction it is all or nothing; on a pool each batch is a
 // transaction of its own, and may be repeated after an error.
 func (d *Definition[In]) StartMany(ctx context.Context, on DB, sagas iter.Seq2[string, In], opts ...StartOption) (int, error) {
-	return 0, errors.ErrUnsupported
+	fail := func(seen int, err error) error {
+		return fmt.Errorf("start %s: after %d sagas: %w", d.def.name, seen, wrap(err))
+	}
+	o, err := newStart(opts)
+	if err == nil && o.named {
+		err = fmt.Errorf("%w: the sagas have ids, and ID is for one", ErrInvalid)
+	}
+	if err == nil {
+		err = d.def.seal().err
+	}
+	if err != nil {
+		return 0, fail(0, err)
+	}
+	var (
+		keys               []string
+		inputs             [][]byte
+		bytes, seen, added int
+	)
+	flush := func() error {
+		if len(keys) == 0 {
+			return nil
+		}
+		row, err := d.def.startBatch(ctx, on, o, keys, inputs)
+		if err != nil {
+			return fail(seen, err)
+		}
+		seen += len(keys)
+		for _, dup := range row.Duplicates {
+			if !dup {
+				added++
+			}
+		}
+		keys, inputs, bytes = keys[:0], inputs[:0], 0
+		return nil
+	}
+	for id, in := range sagas {
+		input, err := json.Marshal(in)
+		if err != nil {
+			err = fmt.Errorf("%w: input of %q: %w", ErrInvalid, id, err)
+		} else {
+			err = checkID(id)
+		}
+		if err != nil {
+			return added, fail(seen, err)
+		}
+		if len(keys) == BatchSagasMax || bytes+len(input) > BatchBytesMax {
+			if err := flush(); err != nil {
+				return added, err
+			}
+		}
+		keys, inputs, bytes = append(keys, id), append(inputs, input), bytes+len(input)
+	}
+	return added, flush()
 }
 
 // StartByName starts a saga where the definition's Go types are not at hand. Version 0 is the newest that is registered. Otherwise it is as Start.
 func StartByName(ctx context.Context, on DB, ns int16, name string, version int, input json.RawMessage, opts ...StartOption) (Started, error) {
-	return Started{}, errors.ErrUnsupported
+	o, err := newStart(opts)
+	if err == nil && version != 0 {
+		err = Version(version)(&definition{})
+	}
+	d := &definition{name: name, version: version, namespace: ns} // of this call alone, so that it hints each time
+	var row db.StartSagasRow
+	if err == nil {
+		row, err = d.startBatch(ctx, on, o, []string{o.id}, [][]byte{input})
+	}
+	if err != nil {
+		return Started{}, fmt.Errorf("start %s %s: %w", name, o.id, wrap(err))
+	}
+	return Started{o.id, row.Duplicates[0]}, nil
+}
+
+// newStart reads options, and gives a saga its id.
+func newStart(opts []StartOption) (*startOptions, error) {
+	o := &startOptions{}
+	var faults []error
+	for _, opt := range opts {
+		faults = append(faults, opt(o))
+	}
+	if o.named = o.id != ""; !o.named {
+		id, err := uuid.NewV7()
+		o.id = id.String()
+		faults = append(faults, err)
+	}
+	return o, errors.Join(faults...)
+}
+
+// startBatch starts up to BatchSagasMax sagas.
+func (d *definition) startBatch(ctx context.Context, on DB, o *startOptions, keys []string, inputs [][]byte) (db.StartSagasRow, error) {
+	p := db.StartSagasParams{Ns: d.namespace, Name: d.name, Version: int32(d.version), Keys: keys, Inputs: inputs, DeadlineMs: o.deadlineMs}
+	if len(o.header) > 0 {
+		headers, err := json.Marshal(o.header)
+		if err != nil {
+			return db.StartSagasRow{}, fmt.Errorf("%w: headers: %w", ErrInvalid, err)
+		}
+		p.Headers = headers
+	}
+	row, err := db.New(on).StartSagas(ctx, p)
+	if err == nil && len(row.Queues) > 0 {
+		if _, ok := on.(*pgxpool.Pool); ok { // else it is not committed, or not ours to commit
+			d.wake(row.Queues)
+			d.hint.send(ctx, on, d.namespace, row.Queues)
+		}
+	}
+	return row, err
 }
 
 // Hint wakes the workers of the definition's first steps. Starts on a pool do it by themselves; call it after the commit of a transaction that started sagas, where a few hundred milliseconds until the next poll
 // matter. Without it everything still works.
 func (d *Definition[In]) Hint(ctx context.Context, on DB) error {
-	return errors.ErrUnsupported
+	if err := d.def.seal().err; err != nil {
+		return err
+	}
+	var queues []string
+	for _, s := range d.def.steps {
+		if q := s.spec().Queue; len(s.opts.after) == 0 && q != "" && !slices.Contains(queues, q) {
+			queues = append(queues, q)
+		}
+	}
+	d.def.wake(queues)
+	for _, q := range queues {
+		if err := job.Hint(ctx, on, d.def.namespace, q); err != nil {
+			return fmt.Errorf("hint %s: %w", d.def.name, err)
+		}
+	}
+	return nil
+}
+
+// wake has the workers of this process that serve the definition look at once.
+func (d *definition) wake(queues []string) {
+	d.mu.Lock()
+	served := d.served
+	d.mu.Unlock()
+	for _, w := range served {
+		for _, q := range queues {
+			w.Wake(q)
+		}
+	}
+}
+
+// hinter sends hints after starts that committed by themselves, at most once a job.HintInterval. A hint that fails is only a later start.
+type hinter struct{ last atomic.Int64 }
+
+func (h *hinter) send(ctx context.Context, on DB, ns int16, queues []string) {
+	now, last := session.Monotonic(), h.last.Load()
+	if last != 0 && now-last < int64(job.HintInterval) || !h.last.CompareAndSwap(last, now) {
+		return
+	}
+	for _, q := range queues {
+		_ = job.Hint(ctx, on, ns, q)
+	}
 }

@@ -51,6 +51,8 @@ type Config struct {
 	Listen bool
 	// ListenOwn does so for hints to this session alone.
 	ListenOwn bool
+	// Kinds are the kinds of steps of sagas that the process has handlers for, for operators. Optional.
+	Kinds []string
 	// Logger receives state changes. Default: none.
 	Logger *slog.Logger
 
@@ -137,7 +139,7 @@ func Start(ctx context.Context, pool *pgxpool.Pool, conf Config) (*Session, erro
 	}
 	began := time.Now()
 	s.id, err = db.New(conn).StartSession(ctx, db.StartSessionParams{
-		Ns: conf.Namespace, Name: conf.Name, Host: host, Pid: int32(os.Getpid()), Version: conf.Version, TTL: conf.TTL,
+		Ns: conf.Namespace, Name: conf.Name, Host: host, Pid: int32(os.Getpid()), Version: conf.Version, TTL: conf.TTL, Kinds: append([]string{}, conf.Kinds...),
 	})
 	if err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx))
