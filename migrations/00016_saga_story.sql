@@ -51,7 +51,10 @@ BEGIN
     CROSS JOIN LATERAL (SELECT x.* FROM pawl.saga_event x WHERE x.ns = p_ns AND x.saga_id = s.id ORDER BY x.seq DESC LIMIT 1) n
     JOIN pawl.saga_definition d ON d.ns = p_ns AND d.id = s.definition_id
     LEFT JOIN LATERAL (
-      SELECT x.step, x.what, x.detail FROM pawl.saga_event x
+      SELECT x.step, x.what, CASE x.what WHEN 'units' THEN coalesce((  -- the last units may have succeeded
+            SELECT y.detail FROM pawl.saga_event y
+            WHERE y.ns = p_ns AND y.saga_id = s.id AND y.step = x.step AND y.what = 'units' AND y.detail->>'error' IS NOT NULL ORDER BY y.seq LIMIT 1), x.detail) ELSE x.detail END AS detail
+      FROM pawl.saga_event x
       WHERE x.ns = p_ns AND x.saga_id = s.id AND x.backward AND n.state = 'compensated' ORDER BY x.seq LIMIT 1) t ON true
     LEFT JOIN LATERAL (
       SELECT json_object_agg(d.steps[x.step], CASE x.what WHEN 'skipped' THEN x.detail->'output' ELSE x.detail END) AS outputs FROM pawl.saga_event x
