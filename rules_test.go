@@ -49,7 +49,7 @@ var onlyFor = map[string][]string{
 
 // clockReaders may ask the process's clock, to stop earlier than Postgres would; outbound and webhook for what they say to and hear from others by HTTP, who know no Postgres.
 // All others ask Postgres.
-var clockReaders = []string{"worker", "coordinator/session", "coordinator/lock", "coordinator/outbound", "coordinator/outbox/webhook", "cmd/", "db/devpg"}
+var clockReaders = []string{"worker", "coordinator/session", "coordinator/lock", "coordinator/barrier", "coordinator/outbound", "coordinator/outbox/webhook", "cmd/", "db/devpg"}
 
 // TestFloors checks the imports of every file, tests included: those may also import their own floor.
 func TestFloors(t *testing.T) {

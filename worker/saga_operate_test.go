@@ -31,7 +31,9 @@ func newLine(t *testing.T, pool *pgxpool.Pool, opts ...saga.Option) *line {
 	b := saga.Step[note](l.Definition, "b", saga.After(a), saga.Pivot(), fast, saga.MaxAttempts(2))
 	c := saga.Step[note](l.Definition, "c", saga.After(b), fast, saga.MaxAttempts(2))
 	registered(t, pool, l.Definition)
-	w := newWorker(t, pool, quick())
+	conf := quick()
+	conf.TTL, conf.Drain = 3*time.Second, time.Millisecond // so that a stop is heard of soon, and nobody waits for those who were told to
+	w := newWorker(t, pool, conf)
 	for _, s := range []*saga.StepOf[order, note]{a, b, c} {
 		name := s.Name()
 		l.fail[name], l.fail[name+"/undo"], l.stop[name] = &atomic.Bool{}, &atomic.Bool{}, make(chan struct{}, 100)

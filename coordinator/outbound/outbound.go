@@ -1,4 +1,4 @@
-// Package outbound is how HTTP calls leave for URLs that come from data or configuration: to public addresses only, unless all are allowed; through no proxy, whose address
+// Package outbound is how HTTP calls leave for URLs that come from data or configuration: to public addresses only, unless others are allowed; through no proxy, whose address
 // would be checked in place of the target's; and following no redirect, which would take a request with all it carries to where the other side likes.
 package outbound
 
@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,7 +19,7 @@ import (
 const (
 	connectTimeout = 5 * time.Second // each: to resolve and connect, and to shake hands for TLS
 	idleTimeout    = 30 * time.Second
-	idlePerHostMax = 16
+	idlePerHostMax = 128
 	headerBytesMax = 64 << 10
 	RetryAfterMax  = 24 * time.Hour // a longer wait is taken for this
 )
@@ -27,12 +28,22 @@ const (
 var ErrNotPublic = errors.New("the address is not public")
 
 // Transport returns a transport that connects to public addresses only, or to all. Use it by its RoundTrip, without an http.Client: then a redirect is an answer like any
-// other, and no error has the URL in it, which may hold a secret. User and password of a URL become its Authorization. It is safe for concurrent use.
+// other, and no error has the URL in it, which may hold a secret. User and password of a URL become its Authorization. Up to 128 connections to a host are kept for the next calls. It
+// is safe for concurrent use.
 func Transport(allowPrivate bool) http.RoundTripper {
-	dialer := &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}
-	if !allowPrivate {
-		dialer.Control = refusePrivate
+	if allowPrivate {
+		return newTransport(nil)
 	}
+	return TransportTo()
+}
+
+// TransportTo is a Transport that connects to public addresses and to those in allow.
+func TransportTo(allow ...netip.Prefix) http.RoundTripper {
+	return newTransport(refuse(allow))
+}
+
+func newTransport(control func(network, address string, c syscall.RawConn) error) http.RoundTripper {
+	dialer := &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second, Control: control}
 	return &transport{http.Transport{
 		DialContext: dialer.DialContext, TLSHandshakeTimeout: connectTimeout, IdleConnTimeout: idleTimeout,
 		MaxResponseHeaderBytes: headerBytesMax, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: idlePerHostMax,
@@ -65,16 +76,19 @@ var notPublic = func() []netip.Prefix {
 // nat64 is where IPv4 is reached through IPv6.
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// refusePrivate is the dialer's last look before it connects, after the name was resolved: a name cannot lie to it.
-func refusePrivate(_, address string, _ syscall.RawConn) error {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return fmt.Errorf("%w: %s", ErrNotPublic, address)
+// refuse is the dialer's last look before it connects, after the name was resolved: a name cannot lie to it.
+func refuse(allow []netip.Prefix) func(network, address string, c syscall.RawConn) error {
+	return func(_, address string, _ syscall.RawConn) error {
+		at, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return fmt.Errorf("%w: %s", ErrNotPublic, address)
+		}
+		ip := at.Addr().Unmap().WithZone("")
+		if !isPublic(ip) && !slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+			return fmt.Errorf("%w: %s", ErrNotPublic, at.Addr())
+		}
+		return nil
 	}
-	if !isPublic(at.Addr()) {
-		return fmt.Errorf("%w: %s", ErrNotPublic, at.Addr())
-	}
-	return nil
 }
 
 func isPublic(ip netip.Addr) bool {

@@ -3,11 +3,14 @@ package outbound
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -58,6 +61,17 @@ func TestTransport(t *testing.T) {
 			t.Errorf("%s: %v, want ErrNotPublic and no secret", host, err)
 		}
 	}
+	for _, c := range []struct {
+		allow, host string
+		ok          bool
+	}{
+		{"127.0.0.0/8", "127.0.0.1", true}, {"127.0.0.0/8", "[::ffff:127.0.0.1]", true}, {"127.0.0.2/32", "127.0.0.1", false}, {"10.0.0.0/8", "127.0.0.1", false}, {"::1/128", "127.0.0.1", false},
+	} {
+		_, err := get(t, TransportTo(netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix(c.allow)), "http://"+c.host+":"+port)
+		if (err == nil) != c.ok || !c.ok && !errors.Is(err, ErrNotPublic) {
+			t.Errorf("%s with %s allowed: %v", c.host, c.allow, err)
+		}
+	}
 	server.Close()
 	if _, err := get(t, all, server.URL+"/?token=s3cr3t"); err == nil || !strings.Contains(err.Error(), "refused") || strings.Contains(err.Error(), "s3cr3t") {
 		t.Errorf("nobody there: %v", err)
@@ -89,9 +103,55 @@ func TestIsPublic(t *testing.T) {
 		}
 	}
 	for _, address := range []string{"127.0.0.1:80", "[::1]:80", "/run/x.sock", ""} {
-		if err := refusePrivate("tcp", address, nil); !errors.Is(err, ErrNotPublic) {
+		if err := refuse(nil)("tcp", address, nil); !errors.Is(err, ErrNotPublic) {
 			t.Errorf("%q: %v", address, err)
 		}
+	}
+}
+
+// As many connections are kept as there were calls at a time, and used again.
+func TestTransportReuse(t *testing.T) {
+	t.Parallel()
+	const calls, rounds = 64, 3
+	var (
+		conns, inside atomic.Int32
+		full          = make(chan struct{}, rounds)
+	)
+	release := make(chan struct{})
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		if inside.Add(1)%calls == 0 {
+			full <- struct{}{}
+		}
+		<-release
+	}))
+	server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			conns.Add(1)
+		}
+	}
+	server.Start()
+	t.Cleanup(server.Close)
+	transport := Transport(true)
+	for range rounds {
+		var group sync.WaitGroup
+		for range calls {
+			group.Go(func() {
+				resp, err := transport.RoundTrip(must(http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_ = resp.Body.Close()
+			})
+		}
+		<-full // all are in flight at once
+		for range calls {
+			release <- struct{}{}
+		}
+		group.Wait()
+	}
+	if n := conns.Load(); n != calls {
+		t.Errorf("%d connections for %d calls at a time", n, calls)
 	}
 }
 

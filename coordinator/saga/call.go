@@ -27,6 +27,7 @@ type Call[In any] struct {
 	Unit         int               // its number, from 0, in a handler of a unit
 
 	ref
+	job  int64 // that does it
 	unit bool
 }
 

@@ -209,7 +209,7 @@ func read[In any](on DB, s stepRef, j *Raw, compensating bool) (*Call[In], *args
 	}
 	c := &Call[In]{
 		Saga: a.Saga, Step: a.Step, Version: a.Version, Attempt: j.Attempt, MaxAttempts: j.MaxAttempts, Compensating: compensating, Headers: j.Headers,
-		ref: ref{ns: s.step.def.namespace, id: a.ID, key: a.Saga, on: on},
+		ref: ref{ns: s.step.def.namespace, id: a.ID, key: a.Saga, on: on}, job: j.ID,
 	}
 	if err := json.Unmarshal(a.Input, &c.Input); err != nil {
 		return nil, nil, fmt.Errorf("input does not fit %T: %w", c.Input, err)

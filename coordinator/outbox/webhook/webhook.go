@@ -9,11 +9,9 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
-	"unicode"
 
 	"github.com/pawl-dev/pawl/coordinator/outbound"
 	"github.com/pawl-dev/pawl/coordinator/outbox"
@@ -23,8 +21,6 @@ import (
 const (
 	retryAfterMax  = time.Hour // a longer Retry-After is taken for this
 	answerBytesMax = 16 << 10  // read of an answer; with more, its connection is not used again
-	answerShownMax = 200       // characters of a refusal in the error
-	secretBytesMin = 6         // of the URL or a header, to be kept out of errors
 )
 
 // Config says where events go. URL is required.
@@ -52,7 +48,7 @@ type Sink struct {
 	keys      [][]byte
 	headers   http.Header
 	transport http.RoundTripper
-	conceal   *strings.Replacer
+	conceal   *outbound.Concealer
 }
 
 var _ outbox.Sink = (*Sink)(nil)
@@ -60,9 +56,9 @@ var _ outbox.Sink = (*Sink)(nil)
 // New makes a sink. The error is outbox.ErrInvalid and lists every fault.
 func New(conf Config) (*Sink, error) {
 	var faults []error
-	u, err := url.Parse(conf.URL)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		faults = append(faults, fmt.Errorf("%w: webhook: URL must be of the form http://host/path or https://host/path", outbox.ErrInvalid))
+	u, err := outbound.ParseURL(conf.URL)
+	if err != nil {
+		faults = append(faults, fmt.Errorf("%w: webhook: URL: %w", outbox.ErrInvalid, err))
 	}
 	if conf.Transport != nil && conf.AllowPrivate {
 		faults = append(faults, fmt.Errorf("%w: webhook: AllowPrivate has no meaning with a Transport", outbox.ErrInvalid))
@@ -71,17 +67,20 @@ func New(conf Config) (*Sink, error) {
 	if err != nil {
 		faults = append(faults, err)
 	}
-	headers := http.Header{"User-Agent": {"pawl"}}
+	own := http.Header{}
 	for name, value := range conf.Headers {
-		headers.Set(name, value)
+		own.Set(name, value)
 	}
-	if err := checkHeaders(headers); err != nil {
-		faults = append(faults, err)
+	if err := outbound.CheckHeaders(own); err != nil {
+		faults = append(faults, fmt.Errorf("%w: webhook: Headers: %w", outbox.ErrInvalid, err))
 	}
 	if len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
-	s := &Sink{url: *u, source: conf.Source, keys: keys, headers: headers, transport: conf.Transport, conceal: concealer(u, conf.Headers)}
+	s := &Sink{url: *u, source: conf.Source, keys: keys, headers: own, transport: conf.Transport, conceal: outbound.NewConcealer(own, u)}
+	if own.Get("User-Agent") == "" {
+		own.Set("User-Agent", "pawl")
+	}
 	if s.source == "" {
 		s.source = cloudevent.SourceDefault
 	}
@@ -89,48 +88,6 @@ func New(conf Config) (*Sink, error) {
 		s.transport = outbound.Transport(conf.AllowPrivate)
 	}
 	return s, nil
-}
-
-// checkHeaders has net/http look at headers, which it does before it sees that a request is cancelled.
-func checkHeaders(headers http.Header) error {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://localhost", nil)
-	if err != nil {
-		return err
-	}
-	req.Header = headers
-	resp, err := (&http.Transport{}).RoundTrip(req)
-	if err == nil {
-		return resp.Body.Close()
-	}
-	if !errors.Is(err, context.Canceled) {
-		return fmt.Errorf("%w: webhook: Headers: %w", outbox.ErrInvalid, err)
-	}
-	return nil
-}
-
-// concealer takes out of texts what only this sink and its receiver are to know.
-func concealer(u *url.URL, headers map[string]string) *strings.Replacer {
-	secrets := []string{u.RequestURI(), u.EscapedPath(), u.Path, u.RawQuery}
-	secrets = append(secrets, strings.Split(u.Path, "/")...)
-	for _, values := range u.Query() {
-		secrets = append(secrets, values...)
-	}
-	if password, ok := u.User.Password(); ok {
-		secrets = append(secrets, password)
-	}
-	for _, value := range headers {
-		secrets = append(append(secrets, value), strings.Fields(value)...)
-	}
-	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // the longest is found first
-	var pairs []string
-	for _, secret := range secrets {
-		if len(secret) >= secretBytesMin {
-			pairs = append(pairs, secret, "…")
-		}
-	}
-	return strings.NewReplacer(pairs...)
 }
 
 // String tells the host, for Subscription.Describe.
@@ -204,7 +161,7 @@ func (s *Sink) judge(resp *http.Response) error {
 	err := fmt.Errorf("webhook %s: %d %s", s.url.Host, code, http.StatusText(code))
 	if code >= 300 && code < 400 {
 		err = fmt.Errorf("%w: redirects are not followed", err)
-	} else if shown := s.shown(text); shown != "" {
+	} else if shown := s.conceal.Shown(text); shown != "" {
 		err = fmt.Errorf("%w: %s", err, shown)
 	}
 	wait, asked := outbound.RetryAfter(resp)
@@ -220,14 +177,4 @@ func (s *Sink) judge(resp *http.Response) error {
 		return outbox.RetryAfter(err, wait)
 	}
 	return err
-}
-
-// shown is the beginning of an answer as one line.
-func (s *Sink) shown(text []byte) string {
-	words := strings.FieldsFunc(strings.ToValidUTF8(s.conceal.Replace(string(text)), "\uFFFD"), func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) })
-	line := []rune(strings.Join(words, " "))
-	if len(line) > answerShownMax {
-		line = append(line[:answerShownMax], '…')
-	}
-	return string(line)
 }

@@ -323,7 +323,7 @@ func TestSend_secrets(t *testing.T) {
 func TestNew_faults(t *testing.T) {
 	t.Parallel()
 	for want, conf := range map[string]webhook.Config{
-		"URL must":              {URL: "example.com"},
+		"URL: it must":          {URL: "example.com"},
 		"number 2 must":         {URL: "http://x", Secrets: []string{secretA, ""}},
 		"base64 of 24 to 64":    {URL: "http://x", Secrets: []string{"whsec_c2hvcnQ="}},
 		"Headers":               {URL: "http://x", Headers: map[string]string{"a b": "c"}},
