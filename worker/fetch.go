@@ -56,6 +56,7 @@ func (r *run) fetch(ctx context.Context) {
 
 // sleep waits for about d. True: it was woken.
 func (r *run) sleep(ctx context.Context, d time.Duration) bool {
+	r.w.fail("before-sleep", nil)
 	t := time.NewTimer(d - d/10 + rand.N(d/5+1))
 	defer t.Stop()
 	select {
