@@ -49,13 +49,14 @@ type welcome struct {
 
 func newCheckout(ns int16) *checkout {
 	soon := saga.Backoff(50*time.Millisecond, time.Second) // in this example the reason is nearly always a process that was killed, or an answer that was lost
+	first := saga.Priority(1) // before other orders are accepted
 	at := func(service string) saga.StepOption { return saga.Queue(queuePrefix + service) }
 	c := &checkout{Definition: saga.Define[Order](SagaName, saga.Namespace(ns))}
 	c.accept = saga.Step[saga.None](c.Definition, "accept", at(ServiceShop), soon, saga.Undo(soon))
 	c.reserve = saga.Step[saga.None](c.Definition, "reserve", at(ServiceInventory), saga.After(c.accept), soon, saga.Undo(soon))
-	c.welcome = saga.Step[welcome](c.Definition, "welcome", at(ServiceShop), saga.After(c.accept), soon, saga.ReadOnly())
+	c.welcome = saga.Step[welcome](c.Definition, "welcome", at(ServiceShop), saga.After(c.accept), first, soon, saga.ReadOnly())
 	c.charge = saga.Step[payment](c.Definition, "charge", at(ServicePayments), saga.After(c.reserve), soon, saga.MaxAttempts(chargeAttempts), saga.Undo(soon))
-	c.confirm = saga.Step[saga.None](c.Definition, "confirm", at(ServiceShop), saga.After(c.charge, c.welcome), soon, saga.Pivot())
+	c.confirm = saga.Step[saga.None](c.Definition, "confirm", at(ServiceShop), saga.After(c.charge, c.welcome), first, soon, saga.Pivot())
 	return c
 }
 

@@ -145,7 +145,7 @@ func Create(ctx context.Context, pool *pgxpool.Pool, ns int16) error {
 }
 
 // shortEvery is of how many pieces that are asked for one is not delivered.
-const shortEvery = 10
+const shortEvery = 5
 
 // Start begins a run: what its clients will ask for, and most of it delivered to the stock.
 func Start(ctx context.Context, pool *pgxpool.Pool, orders int) (run int64, requests []Request, err error) {
