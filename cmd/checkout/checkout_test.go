@@ -96,6 +96,15 @@ func work(t *testing.T, pool *pgxpool.Pool, service, payments string) {
 	})
 }
 
+// relay has shipping told of confirmed orders until the test ends.
+func relay(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	shipping := serveShipping(t, pool)
+	background(t, func(ctx context.Context) error {
+		return checkout.Relay(ctx, pool, checkout.RelayConfig{Namespace: ns, Name: "relay", URL: shipping, Secret: secret, Logger: quiet})
+	})
+}
+
 // reply is what a service answered.
 type reply struct {
 	status         int
@@ -303,10 +312,7 @@ func TestRun(t *testing.T) {
 // finish runs the example until nothing is left to do, and returns the run.
 func finish(t *testing.T, pool *pgxpool.Pool, orders int) int64 {
 	t.Helper()
-	shipping := serveShipping(t, pool)
-	background(t, func(ctx context.Context) error {
-		return checkout.Relay(ctx, pool, checkout.RelayConfig{Namespace: ns, Name: "relay", URL: shipping, Secret: secret, Logger: quiet})
-	})
+	relay(t, pool)
 	payments := servePayments(t, pool, true)
 	for _, service := range []string{checkout.ServiceShop, checkout.ServiceInventory, checkout.ServicePayments} {
 		work(t, pool, service, payments)
