@@ -190,16 +190,20 @@ BEGIN
   -- From here on each statement sees every receipt that was committed under the locks.
   v_alive := EXISTS (SELECT FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL);
   FOR a IN
+    -- The claims that the session has, each with its jobs one by one: some have hundreds of runs. By primary key: + 0 and OFFSET 0 keep the planner from seeking all claims of the session instead.
+    WITH c AS MATERIALIZED (
+      SELECT n.claim_id, n.nonce, x.jobs,
+        ARRAY(SELECT u.first + o FROM ROWS FROM (unnest(x.job_ids), unnest(x.job_counts)) WITH ORDINALITY u(first, n, run), generate_series(0, u.n - 1) o ORDER BY u.run, o) AS job_ids,
+        ARRAY(SELECT u.attempt FROM ROWS FROM (unnest(x.attempts), unnest(x.job_counts)) WITH ORDINALITY u(attempt, n, run), generate_series(0, u.n - 1) o ORDER BY u.run, o) AS attempts
+      FROM (SELECT DISTINCT t.claim_id, t.nonce FROM ROWS FROM (unnest(p_claims), unnest(p_nonces)) t(claim_id, nonce)) n
+      CROSS JOIN LATERAL (
+        SELECT y.jobs, y.job_ids, y.job_counts, y.attempts FROM pawl.claim y
+        WHERE y.ns = p_ns AND y.id = n.claim_id AND y.nonce = n.nonce AND y.session_id + 0 = p_session OFFSET 0) x
+      WHERE v_alive)
     SELECT t.i, t.claim_id, t.ordinal, k.job_id, k.attempt, j.saga_id, j.saga_step, j.saga_unit
     FROM ROWS FROM (unnest(p_claims), unnest(p_nonces), unnest(p_ordinals)) WITH ORDINALITY t(claim_id, nonce, ordinal, i)
-    -- By primary key, claim by claim: + 0 and OFFSET 0 keep the planner from seeking all claims of the session instead.
-    LEFT JOIN LATERAL (
-      SELECT x.jobs, x.job_ids, x.attempts, cardinality(x.job_ids) AS runs FROM pawl.claim x
-      WHERE x.ns = p_ns AND x.id = t.claim_id AND x.nonce = t.nonce AND x.session_id + 0 = p_session AND t.ordinal >= 0 AND t.ordinal < x.jobs OFFSET 0) c ON v_alive
-    LEFT JOIN LATERAL (
-      SELECT c.job_ids[t.ordinal + 1] AS job_id, c.attempts[t.ordinal + 1] AS attempt WHERE c.runs = c.jobs
-      UNION ALL
-      SELECT x.job_id, x.attempt FROM pawl.claim_job(p_ns, t.claim_id, t.ordinal) x WHERE c.runs < c.jobs) k ON true
+    LEFT JOIN LATERAL (SELECT c.job_ids[t.ordinal + 1] AS job_id, c.attempts[t.ordinal + 1] AS attempt FROM c
+      WHERE c.claim_id = t.claim_id AND c.nonce = t.nonce AND t.ordinal >= 0 AND t.ordinal < c.jobs) k ON true
     LEFT JOIN LATERAL (SELECT b.saga_id, b.saga_step, b.saga_unit FROM pawl.job b WHERE b.ns = p_ns AND b.id = k.job_id OFFSET 0) j ON true
     ORDER BY t.i
   LOOP

@@ -1,5 +1,12 @@
 -- +goose Up
 
+-- The args of a step's job; p_more: further members, each behind a comma. Postgres puts it in place of its call.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.saga_args(p_key text, p_saga bigint, p_step text, p_version int, p_input json, p_more text DEFAULT '') RETURNS json LANGUAGE sql STABLE BEGIN ATOMIC
+  SELECT ('{"saga":' || to_json(p_key)::text || ',"id":"' || p_saga || '","step":"' || p_step || '","version":' || p_version || ',"input":' || p_input::text || p_more || '}')::json;
+END;
+-- +goose StatementEnd
+
 -- What a service has registered: the steps of sagas of this name and version, for good. Arrays have one element a step, each behind those it needs; sets of steps are
 -- bit masks, the first step's bit being 1. below: the steps that need it, directly or not. kinds and queues are of the step's job, undo_* of its compensation's (NULL: nothing to undo).
 CREATE TABLE pawl.saga_definition (
@@ -20,6 +27,7 @@ CREATE TABLE pawl.saga_definition (
   pivot            bigint      NOT NULL,
   sure             bigint      NOT NULL,  -- the pivot and the steps behind it: these must not be undone
   undoable         bigint      NOT NULL,
+  first            smallint    NOT NULL,  -- the one step that needs no other, if it is the only such and has a job; else 0
   waits_ms         bigint[]    NOT NULL,
   children         int[]       NOT NULL,  -- the definition of a child saga
   kinds            text[]      NOT NULL,
@@ -58,8 +66,7 @@ CREATE TABLE pawl.saga (
   input         json        NOT NULL,
   headers       json,
   PRIMARY KEY (ns, id),
-  UNIQUE (ns, key),
-  CONSTRAINT saga_key_length CHECK (length(key) BETWEEN 1 AND 4096)
+  UNIQUE (ns, key)
 );
 
 CREATE TYPE pawl.saga_state AS ENUM ('running', 'compensating', 'stuck', 'succeeded', 'compensated', 'forced');
@@ -80,7 +87,7 @@ CREATE TYPE pawl.saga_what AS ENUM (
   'signalled'        -- a signal came before its turn; detail: its value
 );
 
--- What happened to a saga, and where it has stood since: the newest event is the state. Sets of steps are masks as in the definition.
+-- What happened to a saga, and where it has stood since: the newest event is the state. (No constraints, which are compiled at each statement: see is_job.) Sets of steps are masks as in the definition.
 -- A step that is lined and neither ok, refused nor unknown is waited for; so is a compensation that is undoing and not undone. stuck: waits for an operator.
 CREATE TABLE pawl.saga_event (
   ns         smallint         NOT NULL,
@@ -108,8 +115,7 @@ CREATE TABLE pawl.saga_event (
   job_steps  smallint[],                 -- and for which steps, below 0 for compensations; of units, the first of each run of up to 1,024
   detail     json,
   actor      text,
-  PRIMARY KEY (ns, saga_id, seq),
-  CONSTRAINT saga_event_masks CHECK ((ok | refused | unknown) & ~lined = 0 AND undone & ~undoing = 0 AND ok & refused = 0)
+  PRIMARY KEY (ns, saga_id, seq)
 );
 CREATE INDEX saga_event_stuck ON pawl.saga_event (ns, saga_id) WHERE state = 'stuck';
 
@@ -144,7 +150,7 @@ CREATE FUNCTION pawl.saga_now(p_ns smallint, p_saga bigint) RETURNS SETOF pawl.s
 END;
 -- +goose StatementEnd
 
--- Registers a definition, checked by the client, in the caller's transaction. id NULL: the name and version are there with another digest, and theirs is its spec. 21000-like faults of the spec raise 22023.
+-- Registers a definition, checked by the client, in the caller's transaction. id NULL: the name and version are there with another digest, and theirs is its spec. A spec that no client of ours writes raises 22023.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.saga_register(p_ns smallint, p_name text, p_version int, p_digest text, p_spec json, OUT id int, OUT theirs json)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -173,6 +179,9 @@ BEGIN
   FOR x IN SELECT s.*, o.i::int FROM json_array_elements(p_spec->'steps') WITH ORDINALITY o(e, i)
       CROSS JOIN LATERAL json_to_record(o.e) s(name text, kind text, queue text, priority smallint, after text[], pivot boolean, max_attempts smallint, timeout_ms int, backoff_ms int, backoff_ms_max int,
         undo json, wait_ms bigint, child json) ORDER BY o.i LOOP
+    IF x.name !~ '^[A-Za-z0-9._-]{1,64}$' THEN
+      RAISE EXCEPTION 'pawl: saga %: a step is named by 1 to 64 letters, digits, dots, hyphens and underscores, not %', p_name, x.name USING ERRCODE = '22023';
+    END IF;
     d.steps[x.i] := x.name;
     d.types[x.i] := x.kind;
     d.needs[x.i] := 0;
@@ -229,11 +238,12 @@ BEGIN
     END IF;
   END LOOP;
   -- Arrays that were never set, or only in part, are filled up.
-  INSERT INTO pawl.saga_definition (ns, name, version, digest, registered_at, registered_by, deadline_ms, spec, steps, types, needs, below, all_steps, pivot, sure, undoable, waits_ms, children,
+  INSERT INTO pawl.saga_definition (ns, name, version, digest, registered_at, registered_by, deadline_ms, spec, steps, types, needs, below, all_steps, pivot, sure, undoable, first, waits_ms, children,
       kinds, queues, queue_ids, priorities, max_attempts, timeouts_ms, backoffs_ms, backoffs_ms_max,
       undo_queues, undo_queue_ids, undo_max_attempts, undo_timeouts_ms, undo_backoffs_ms, undo_backoffs_ms_max)
     VALUES (p_ns, p_name, p_version, p_digest, now(), coalesce(nullif(current_setting('application_name'), ''), session_user), (p_spec->>'deadline_ms')::bigint, p_spec,
-      d.steps, d.types, d.needs, d.below, v_bit - 1, d.pivot, d.sure, d.undoable, coalesce(d.waits_ms, '{}'), coalesce(d.children, '{}'),
+      d.steps, d.types, d.needs, d.below, v_bit - 1, d.pivot, d.sure, d.undoable,
+      CASE WHEN (SELECT count(*) FROM unnest(d.needs) n WHERE n = 0) = 1 AND d.kinds[1] IS NOT NULL THEN 1 ELSE 0 END, coalesce(d.waits_ms, '{}'), coalesce(d.children, '{}'),
       coalesce(d.kinds, '{}'), coalesce(d.queues, '{}'), coalesce(d.queue_ids, '{}'), coalesce(d.priorities, '{}'), coalesce(d.max_attempts, '{}'), coalesce(d.timeouts_ms, '{}'),
       coalesce(d.backoffs_ms, '{}'), coalesce(d.backoffs_ms_max, '{}'),
       coalesce(d.undo_queues, '{}'), coalesce(d.undo_queue_ids, '{}'), coalesce(d.undo_max_attempts, '{}'), coalesce(d.undo_timeouts_ms, '{}'), coalesce(d.undo_backoffs_ms, '{}'), coalesce(d.undo_backoffs_ms_max, '{}'))
@@ -283,10 +293,10 @@ BEGIN
     SELECT v_xid, f.id, least(1024, v_n - (f.i - 1) * 1024), d.queue_ids[p_step], g.ns, d.priorities[p_step], v_epoch, 1, false FROM unnest(v_first) WITH ORDINALITY f(id, i);
   INSERT INTO pawl.job (id, created_at, xid, queue_id, ns, priority, epoch, max_attempts, timeout_ms, backoff_ms, backoff_ms_max, kind, enqueued_by, args, headers, saga_id, saga_step, saga_unit)
     SELECT v_first[(u.k - 1) / 1024 + 1] + (u.k - 1) % 1024, now(), v_xid, d.queue_ids[p_step], g.ns, d.priorities[p_step], v_epoch, d.max_attempts[p_step], d.timeouts_ms[p_step],
-        d.backoffs_ms[p_step], d.backoffs_ms_max[p_step], d.kinds[p_step], 'pawl', u.args::json, g.headers, g.id, p_step, u.n
+        d.backoffs_ms[p_step], d.backoffs_ms_max[p_step], d.kinds[p_step], 'pawl', u.args, g.headers, g.id, p_step, u.n
       FROM (
         SELECT a.n, row_number() OVER (ORDER BY a.n)::int AS k,
-          format('{"saga":%s,"id":"%s","step":%s,"version":%s,"n":%s,"unit":%s,"input":%s}', to_json(g.key), g.id, to_json(d.steps[p_step]), d.version, a.n, a.unit, g.input) AS args
+          pawl.saga_args(g.key, g.id, d.steps[p_step], d.version, g.input, ',"n":' || a.n || ',"unit":' || a.unit::text) AS args
         FROM (SELECT e.unit, e.i::int - 1 AS n FROM json_array_elements(p_units) WITH ORDINALITY e(unit, i)) a
         WHERE p_only IS NULL OR a.n = ANY (p_only)) u;
   RETURN v_first;
@@ -598,9 +608,9 @@ BEGIN
         j.saga_id := g.id;
         j.saga_step := v_step;
         j.headers := g.headers;
-        j.args := ('{"saga":' || to_json(g.key)::text || ',"id":"' || g.id || '","step":' || to_json(d.steps[abs(v_step)])::text || ',"version":' || d.version || ',"input":' || g.input::text
-          || CASE WHEN v_step > 0 THEN '' ELSE ',"output":' || coalesce(CASE WHEN s.ok & (1::bigint << -v_step - 1) <> 0 THEN
-              pawl.saga_output(p_ns, g.id, -v_step, ARRAY['succeeded', 'skipped']::pawl.saga_what[], v_events || s)::text END, 'null') END || '}')::json;
+        j.args := pawl.saga_args(g.key, g.id, d.steps[abs(v_step)], d.version, g.input, CASE WHEN v_step > 0 THEN ''
+          WHEN s.ok & (1::bigint << -v_step - 1) = 0 THEN ',"output":null'
+          ELSE ',"output":' || coalesce(pawl.saga_output(p_ns, g.id, -v_step, ARRAY['succeeded', 'skipped']::pawl.saga_what[], v_events || s)::text, 'null') END);
         IF v_step > 0 THEN
           j.kind := d.kinds[v_step];
           j.queue_id := d.queue_ids[v_step];
@@ -737,7 +747,7 @@ BEGIN
   IF cardinality(p_keys) NOT BETWEEN 1 AND 1000 OR cardinality(p_keys) <> cardinality(p_inputs) THEN
     RAISE EXCEPTION 'pawl: a batch has 1 to 1000 sagas, each with a key and an input, not % and %', cardinality(p_keys), cardinality(p_inputs) USING ERRCODE = '22023';
   END IF;
-  SELECT y.id, y.deadline_ms INTO d FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.name = p_name AND (y.version = p_version OR p_version = 0) ORDER BY y.version DESC LIMIT 1;
+  SELECT y.id, y.deadline_ms, y.first INTO d FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.name = p_name AND (y.version = p_version OR p_version = 0) ORDER BY y.version DESC LIMIT 1;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'pawl: saga %, version %, is not registered', p_name, p_version USING ERRCODE = 'PW021', HINT = 'Register the definition when the service starts.';
   END IF;
@@ -770,10 +780,43 @@ BEGIN
   IF v_deadline IS NOT NULL THEN
     INSERT INTO pawl.saga_timer (ns, saga_id, step, at) SELECT p_ns, u, 0, v_deadline FROM unnest(v_new) u;
   END IF;
-  IF cardinality(v_new) > 0 THEN
+  IF cardinality(v_new) > 0 AND d.first > 0 THEN
+    queues := pawl.saga_begin(p_ns, d.id, v_new, d.first, p_headers);
+  ELSIF cardinality(v_new) > 0 THEN
     SELECT a.queues INTO queues FROM pawl.saga_apply(p_ns, v_new, array_fill(0::smallint, ARRAY[cardinality(v_new)]), array_fill('started'::pawl.saga_what, ARRAY[cardinality(v_new)]),
       array_fill(NULL::json, ARRAY[cardinality(v_new)])) a;
   END IF;
+END $$;
+-- +goose StatementEnd
+
+-- What saga_apply does for sagas that start, as most do, with one job, and in a fifth of the time: its statements are for all cases.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.saga_begin(p_ns smallint, p_definition int, p_sagas bigint[], p_step smallint, p_headers json) RETURNS text[]
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_xid   xid8 := pg_current_xact_id();
+  v_now   timestamptz := clock_timestamp();
+  v_n     int := cardinality(p_sagas);
+  v_first bigint := nextval('pawl.job_id') << 10;
+  v_bit   bigint := 1::bigint << p_step - 1;
+  d       record;
+BEGIN
+  SELECT y.version, y.steps[p_step] AS step, y.kinds[p_step] AS kind, y.queues[p_step] AS queue, y.queue_ids[p_step] AS queue_id, y.priorities[p_step] AS priority, y.max_attempts[p_step] AS max_attempts,
+      y.timeouts_ms[p_step] AS timeout_ms, y.backoffs_ms[p_step] AS backoff_ms, y.backoffs_ms_max[p_step] AS backoff_ms_max, l.epoch, pawl.is_home(l.cluster) AS home
+    INTO d FROM pawl.saga_definition y CROSS JOIN LATERAL (
+      SELECT x.epoch, x.cluster FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = y.queue_ids[p_step] AND x.priority = y.priorities[p_step] OFFSET 0) l
+    WHERE y.ns = p_ns AND y.id = p_definition;
+  IF NOT d.home THEN
+    PERFORM pawl.raise_moved(d.queue);
+  END IF;
+  INSERT INTO pawl.saga_event (ns, saga_id, seq, at, what, state, step, backward, holds, lined, ok, refused, unknown, expanded, signalled, undoing, undone, stuck, jobs, job_steps)
+    SELECT p_ns, u.id, 1, v_now, 'started', 'running', 0, false, false, v_bit, 0, 0, 0, 0, 0, 0, 0, 0, ARRAY[v_first + u.i - 1], ARRAY[p_step] FROM unnest(p_sagas) WITH ORDINALITY u(id, i);
+  INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again) VALUES (v_xid, v_first, v_n, d.queue_id, p_ns, d.priority, d.epoch, 1, false);
+  INSERT INTO pawl.job (id, created_at, xid, queue_id, ns, priority, epoch, max_attempts, timeout_ms, backoff_ms, backoff_ms_max, kind, enqueued_by, args, headers, saga_id, saga_step)
+    SELECT v_first + u.i - 1, v_now, v_xid, d.queue_id, p_ns, d.priority, d.epoch, d.max_attempts, d.timeout_ms, d.backoff_ms, d.backoff_ms_max, d.kind, 'pawl',
+        pawl.saga_args(g.key, g.id, d.step, d.version, g.input), p_headers, u.id, p_step
+      FROM unnest(p_sagas) WITH ORDINALITY u(id, i) CROSS JOIN LATERAL (SELECT y.id, y.key, y.input FROM pawl.saga y WHERE y.ns = p_ns AND y.id = u.id OFFSET 0) g;
+  RETURN ARRAY[d.queue];
 END $$;
 -- +goose StatementEnd
 
@@ -1080,8 +1123,8 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.sweep_sagas_old, pawl.saga_lives, pawl.sweep_sagas_forgotten, pawl.saga_withdraw, pawl.sweep_sagas, pawl.saga_hold, pawl.saga_send, pawl.saga_act, pawl.saga_open, pawl.saga_same,
-  pawl.saga_start, pawl.saga_endings, pawl.saga_apply, pawl.saga_units, pawl.saga_output, pawl.saga_alert, pawl.saga_register, pawl.saga_now, pawl.saga_lock_key;
+DROP FUNCTION pawl.sweep_sagas_old, pawl.saga_lives, pawl.sweep_sagas_forgotten, pawl.saga_withdraw, pawl.sweep_sagas, pawl.saga_hold, pawl.saga_send, pawl.saga_act, pawl.saga_open, pawl.saga_same, pawl.saga_begin,
+  pawl.saga_start, pawl.saga_endings, pawl.saga_apply, pawl.saga_units, pawl.saga_output, pawl.saga_alert, pawl.saga_register, pawl.saga_now, pawl.saga_args, pawl.saga_lock_key;
 DROP TABLE pawl.saga_hold, pawl.saga_timer, pawl.saga_event, pawl.saga, pawl.saga_definition;
 DROP TYPE pawl.saga_what, pawl.saga_state;
 DROP SEQUENCE pawl.saga_id;

@@ -42,16 +42,19 @@ END $$;
 -- How sagas stand, by their ids; those that are not there are left out. Of those that have ended also what their steps came to, a JSON object, and what turned them, if anything did.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.saga_ends(p_ns smallint, p_keys text[]) RETURNS TABLE (key text, state pawl.saga_state, step text, what pawl.saga_what, detail json, outputs json)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
   RETURN QUERY
     SELECT s.key, n.state, coalesce(d.steps[t.step], ''), t.what, t.detail, o.outputs
     FROM (SELECT DISTINCT k.key FROM unnest(p_keys) k(key)) k
-    JOIN pawl.saga s ON s.ns = p_ns AND s.key = k.key
+    CROSS JOIN LATERAL (SELECT x.* FROM pawl.saga x WHERE x.ns = p_ns AND x.key = k.key OFFSET 0) s
     CROSS JOIN LATERAL (SELECT x.* FROM pawl.saga_event x WHERE x.ns = p_ns AND x.saga_id = s.id ORDER BY x.seq DESC LIMIT 1) n
-    JOIN pawl.saga_definition d ON d.ns = p_ns AND d.id = s.definition_id
+    CROSS JOIN LATERAL (SELECT x.steps FROM pawl.saga_definition x WHERE x.ns = p_ns AND x.id = s.definition_id OFFSET 0) d
     LEFT JOIN LATERAL (
-      SELECT x.step, x.what, x.detail FROM pawl.saga_event x
+      SELECT x.step, x.what, CASE x.what WHEN 'units' THEN coalesce((  -- the last units may have succeeded
+            SELECT y.detail FROM pawl.saga_event y
+            WHERE y.ns = p_ns AND y.saga_id = s.id AND y.step = x.step AND y.what = 'units' AND y.detail->>'error' IS NOT NULL ORDER BY y.seq LIMIT 1), x.detail) ELSE x.detail END AS detail
+      FROM pawl.saga_event x
       WHERE x.ns = p_ns AND x.saga_id = s.id AND x.backward AND n.state = 'compensated' ORDER BY x.seq LIMIT 1) t ON true
     LEFT JOIN LATERAL (
       SELECT json_object_agg(d.steps[x.step], CASE x.what WHEN 'skipped' THEN x.detail->'output' ELSE x.detail END) AS outputs FROM pawl.saga_event x

@@ -21,6 +21,7 @@ type benchCmd struct {
 	Jobs   benchJobsCmd   `cmd:"" help:"Measure the job engine."`
 	Locks  benchLocksCmd  `cmd:"" help:"Measure locks."`
 	Outbox benchOutboxCmd `cmd:"" help:"Measure the outbox."`
+	Saga   benchSagaCmd   `cmd:"" help:"Measure sagas."`
 }
 
 // benchOptions are what all benches have in common.

@@ -114,16 +114,11 @@ func (c *benchWorkerCmd) Run(a *app) error {
 		<-ctx.Done()
 		return context.Cause(ctx)
 	})
-	if c.Profile != "" {
-		f, err := os.Create(c.Profile)
-		if err != nil {
-			return err
-		}
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
+	profiled, err := profileTo(c.Profile)
+	if err != nil {
+		return err
 	}
+	defer profiled()
 	if c.Jobs > 0 {
 		go c.watch(ctx, w, tell)
 	}
@@ -248,4 +243,16 @@ func (p *benchProcess) stop() (rest []benchEvent) {
 		rest = append(rest, e)
 	}
 	return rest
+}
+
+// profileTo writes the processor profile of this process to a file until stop; "" writes none.
+func profileTo(name string) (stop func(), err error) {
+	if name == "" {
+		return func() {}, nil
+	}
+	f, err := os.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	return pprof.StopCPUProfile, pprof.StartCPUProfile(f)
 }

@@ -152,10 +152,10 @@ func TestEngineFenced(t *testing.T) {
 		without{"the session in finish", "finish", "AND x.session_id + 0 = p_session", ""},
 		without{"the session's end in finish", "finish", "AND s.ended_at IS NULL", ""},
 		without{"the range in finish", "finish", "t.jobs * int4multirange(int4range(0, c.jobs))", "t.jobs"},
-		without{"the nonce in settle", "settle", "AND x.nonce = t.nonce", ""},
-		without{"the session in settle", "settle", "AND x.session_id + 0 = p_session", ""},
+		without{"the nonce in settle", "settle", "AND y.nonce = n.nonce", ""},
+		without{"the session in settle", "settle", "AND y.session_id + 0 = p_session", ""},
 		without{"the session's end in settle", "settle", "AND s.ended_at IS NULL", ""},
-		without{"the range in settle", "settle", "AND t.ordinal >= 0 AND t.ordinal < x.jobs", ""})
+		without{"the range in settle", "settle", "AND t.ordinal >= 0 AND t.ordinal < c.jobs", ""})
 }
 
 // crash takes a claim away as a crash would that loses its asynchronous commit: the sequence hands its id out again.
@@ -184,7 +184,7 @@ func TestEngineReusedClaimID(t *testing.T) {
 		e.finishAll(e.pool, again)
 		return nil
 	}, without{"the nonce in finish", "finish", "AND x.nonce = t.nonce", ""},
-		without{"the nonce in settle", "settle", "AND x.nonce = t.nonce", ""})
+		without{"the nonce in settle", "settle", "AND y.nonce = n.nonce", ""})
 }
 
 // TestEngineAbandon: after a claim whose reply was lost, also one still in flight, the client gives up what it may have got, and only that.

@@ -18,6 +18,7 @@ import (
 const (
 	awaitMin      = 5 * time.Millisecond   // until a saga is looked for again, at first,
 	awaitMax      = 400 * time.Millisecond // and at last
+	awaitServed   = 100 * time.Millisecond // at first, where workers of this process have handlers of the definition, and tell
 	awaitBatchMax = 250                    // sagas that are looked for in one statement
 	awaitShare    = 3                      // how many times longer than to look for all the looks are apart
 	awaitReadMax  = 30 * time.Second       // how long a look may take
@@ -30,13 +31,13 @@ type Instance struct {
 	outputs map[string]json.RawMessage
 }
 
-// Await waits until a saga has ended, and gives it. It holds no connection while it waits: one goroutine looks for all that wait for sagas of this definition on the same pool, at once, after 5 ms, then ever less often, at
-// most every 400 ms, and at once when a worker in this process with handlers of the definition has ended one. On a transaction or connection it looks by itself. The error is ErrCompensated (a
+// Await waits until a saga has ended, and gives it. It holds no connection while it waits: one goroutine looks for all that wait for sagas of this definition on the same pool, at once, after 5 ms (100 ms if a worker of
+// this process has handlers of the definition), then ever less often, at most every 400 ms, and at once when a worker in this process with handlers of the definition has ended one. On a transaction or connection it looks by itself. The error is ErrCompensated (a
 // [CompensatedError]) or ErrForced, both with the instance; ErrNotFound; ErrUnfinished with ctx's cause; or the database's. It goes on waiting for a saga that is stuck.
 func (d *Definition[In]) Await(ctx context.Context, on DB, id string) (*Instance, error) {
 	var a answer
 	if pool, ok := on.(*pgxpool.Pool); ok {
-		a = d.def.ends.await(ctx, d.def.namespace, pool, id)
+		a = d.def.ends.await(ctx, d.def.namespace, pool, id, d.def.awaitFirst())
 	} else {
 		a = awaitAlone(ctx, on, d.def.namespace, id)
 	}
@@ -126,6 +127,8 @@ func lookFor(ctx context.Context, on DB, ns int16, ids []string) map[string]answ
 
 // ends is who awaits sagas of one definition.
 type ends struct {
+	pause time.Duration // in place of awaitMin and awaitMax, for tests
+
 	mu       sync.Mutex
 	watchers map[*pgxpool.Pool]*watcher
 }
@@ -166,8 +169,18 @@ func (w *waiters) Pop() any {
 	return last
 }
 
-func (e *ends) await(ctx context.Context, ns int16, pool *pgxpool.Pool, id string) answer {
-	me := &waiter{id: id, wait: awaitMin, told: make(chan answer, 1)}
+// awaitFirst is how long to wait for the end of a saga before it is looked for again.
+func (d *definition) awaitFirst() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.served) > 0 {
+		return awaitServed
+	}
+	return awaitMin
+}
+
+func (e *ends) await(ctx context.Context, ns int16, pool *pgxpool.Pool, id string, first time.Duration) answer {
+	me := &waiter{id: id, wait: cmp.Or(e.pause, first), told: make(chan answer, 1)}
 	w := e.join(ns, pool, me)
 	select {
 	case a := <-me.told:
@@ -278,7 +291,7 @@ func (w *watcher) take() (ids []string, next time.Duration, over bool) {
 	seen := map[string]bool{}
 	for len(seen) < awaitBatchMax && w.due[0].at <= now {
 		one := w.due[0]
-		one.at, one.wait = now+int64(one.wait), min(one.wait*3/2, awaitMax)
+		one.at, one.wait = now+int64(one.wait), min(one.wait*3/2, cmp.Or(w.ends.pause, awaitMax))
 		heap.Fix(&w.due, 0)
 		if !seen[one.id] {
 			seen[one.id] = true

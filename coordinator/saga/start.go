@@ -177,8 +177,8 @@ func (d *Definition[In]) StartMany(ctx context.Context, on DB, sagas iter.Seq2[s
 // StartByName starts a saga where the definition's Go types are not at hand. Version 0 is the newest that is registered. Otherwise it is as Start.
 func StartByName(ctx context.Context, on DB, ns int16, name string, version int, input json.RawMessage, opts ...StartOption) (Started, error) {
 	o, err := newStart(opts)
-	if err == nil && version != 0 {
-		err = Version(version)(&definition{})
+	if err == nil && (version < 0 || version > VersionMax) {
+		err = fmt.Errorf("%w: version %d is outside 1 to %d, and 0 for the newest", ErrInvalid, version, VersionMax)
 	}
 	d := &definition{name: name, version: version, namespace: ns} // of this call alone, so that it hints each time
 	var row db.StartSagasRow

@@ -1,0 +1,228 @@
+package saga_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/coordinator/saga"
+	"github.com/pawl-dev/pawl/db/dbtest"
+)
+
+// fakeWorker registers handlers, for tests to call.
+type fakeWorker struct {
+	pool  *pgxpool.Pool
+	mu    sync.Mutex
+	kinds map[string]func(context.Context, *saga.Raw) (json.RawMessage, error)
+	woken []string
+	ended func([]string)
+}
+
+func (w *fakeWorker) HandleRaw(kind string, h func(context.Context, *saga.Raw) (json.RawMessage, error)) {
+	if w.kinds == nil {
+		w.kinds = map[string]func(context.Context, *saga.Raw) (json.RawMessage, error){}
+	}
+	w.kinds[kind] = h
+}
+
+func (w *fakeWorker) HandleRawTx(kind string, h func(context.Context, pgx.Tx, *saga.Raw) (json.RawMessage, error)) {
+	w.HandleRaw(kind, func(ctx context.Context, j *saga.Raw) (json.RawMessage, error) { return h(ctx, nil, j) })
+}
+
+func (w *fakeWorker) Wake(queue string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.woken = append(w.woken, queue)
+}
+
+func (w *fakeWorker) OnSagas(f func([]string)) { w.ended = f }
+func (w *fakeWorker) Pool() *pgxpool.Pool      { return w.pool }
+
+func force(tb testing.TB, pool *pgxpool.Pool, id string) {
+	tb.Helper()
+	if err := saga.Force(context.Background(), pool, 1, id, "test", "enough"); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func start(tb testing.TB, on saga.DB, d *saga.Definition[order], id string) {
+	tb.Helper()
+	if _, err := d.Start(context.Background(), on, order{id}, saga.ID(id)); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func TestAwait(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	d := simple(t, pool)
+	start(t, pool, d, "forced")
+	start(t, pool, d, "open")
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	force(t, pool, "forced")
+	for _, on := range []saga.DB{pool, conn.Conn()} {
+		i, err := d.Await(ctx, on, "forced")
+		if !errors.Is(err, saga.ErrForced) || i == nil || i.ID != "forced" || i.State != saga.StateForced {
+			t.Errorf("%T: got %+v, %v, want ErrForced", on, i, err)
+		}
+		if _, err := d.Await(ctx, on, "nobody"); !errors.Is(err, saga.ErrNotFound) {
+			t.Errorf("%T: got %v, want ErrNotFound", on, err)
+		}
+		short, stop := context.WithTimeoutCause(ctx, 30*time.Millisecond, errors.New("no patience"))
+		_, err = d.Await(short, on, "open")
+		stop()
+		if !errors.Is(err, saga.ErrUnfinished) || !strings.Contains(err.Error(), "(running): no patience") {
+			t.Errorf("%T: got %v, want ErrUnfinished", on, err)
+		}
+	}
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		_, err := d.Await(ctx, tx, "forced")
+		return err
+	})
+	if !errors.Is(err, saga.ErrForced) {
+		t.Errorf("in a transaction: got %v, want ErrForced", err)
+	}
+	other := simple(t, dbtest.New(t))
+	closed := dbtest.New(t)
+	closed.Close()
+	if _, err := other.Await(ctx, closed, "open"); err == nil || errors.Is(err, saga.ErrUnfinished) {
+		t.Errorf("on a pool that is closed: got %v, want its error", err)
+	}
+}
+
+// Many wait for many; each is told of its own, and when the last has been told nothing is left running.
+func TestAwait_many(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	d := simple(t, pool)
+	const sagas, each = 300, 3
+	if _, err := d.StartMany(ctx, pool, numbered(0, sagas)); err != nil {
+		t.Fatal(err)
+	}
+	var waiting sync.WaitGroup
+	for i := range sagas {
+		for range each {
+			waiting.Go(func() {
+				id := fmt.Sprintf("n%d", i)
+				got, err := d.Await(ctx, pool, id)
+				if !errors.Is(err, saga.ErrForced) || got.ID != id {
+					t.Errorf("%s: got %+v, %v", id, got, err)
+				}
+			})
+		}
+	}
+	until(t, "a watcher", func() bool { return saga.Watchers(d) == 1 })
+	if n := watchers(); n > 20 { // other tests have theirs
+		t.Errorf("%d goroutines look, want one for all", n)
+	}
+	for i := range sagas {
+		force(t, pool, fmt.Sprintf("n%d", i))
+	}
+	waiting.Wait()
+	until(t, "the watcher's end", func() bool { return saga.Watchers(d) == 0 })
+
+	// The last one gives up.
+	start(t, pool, d, "open")
+	short, stop := context.WithCancel(ctx)
+	gone := make(chan error, 1)
+	go func() {
+		_, err := d.Await(short, pool, "open")
+		gone <- err
+	}()
+	until(t, "a watcher", func() bool { return saga.Watchers(d) == 1 })
+	stop()
+	if err := <-gone; !errors.Is(err, saga.ErrUnfinished) {
+		t.Errorf("got %v, want ErrUnfinished", err)
+	}
+	until(t, "the watcher's end", func() bool { return saga.Watchers(d) == 0 })
+}
+
+// watchers counts goroutines that look for ends, of all tests.
+func watchers() int {
+	stacks := make([]byte, 4<<20)
+	return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "saga.(*watcher).run(")
+}
+
+// A worker of the same process tells of an end, and nobody waits for the next look.
+func TestAwait_heard(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	d := saga.Define[order]("simple")
+	s := saga.Step[paid](d, "a")
+	registered(t, pool, d)
+	w := &fakeWorker{pool: pool}
+	saga.Handle(w, s, func(context.Context, *saga.Call[order]) (paid, error) { return paid{}, nil }, func(context.Context, *saga.Call[order], *paid) error { return nil })
+	saga.SetPause(d, time.Hour)
+	start(t, pool, d, "one")
+	start(t, pool, d, "two")
+	done := make(chan error, 2)
+	for _, id := range []string{"one", "two"} {
+		go func() {
+			i, err := d.Await(ctx, pool, id)
+			if i != nil && i.ID != id {
+				t.Errorf("got %s, want %s", i.ID, id)
+			}
+			done <- err
+		}()
+	}
+	until(t, "both to be looked at", func() bool { return saga.Looked(d) == 2 })
+	force(t, pool, "one")
+	force(t, pool, "two")
+	w.ended([]string{"nobody", "two"})
+	if err := <-done; !errors.Is(err, saga.ErrForced) {
+		t.Errorf("got %v", err)
+	}
+	if n := saga.Looked(d); n != 1 {
+		t.Errorf("%d wait, want the one that nobody told of", n)
+	}
+	w.ended([]string{"one"})
+	if err := <-done; !errors.Is(err, saga.ErrForced) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A start that committed by itself wakes the workers of this process.
+func TestStart_wakes(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	d := saga.Define[order]("simple")
+	s := saga.Step[paid](d, "a", saga.Queue("here"))
+	saga.Step[paid](d, "b", saga.Queue("later"), saga.After(s))
+	registered(t, pool, d)
+	w := &fakeWorker{pool: pool}
+	saga.Handle(w, s, func(context.Context, *saga.Call[order]) (paid, error) { return paid{}, nil }, func(context.Context, *saga.Call[order], *paid) error { return nil })
+	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		start(t, tx, d, "tx")
+		return nil
+	})
+	if err != nil || len(w.woken) != 0 {
+		t.Errorf("in a transaction: got %q, %v, want nobody woken", w.woken, err)
+	}
+	if err := d.Hint(t.Context(), pool); err != nil || len(w.woken) != 1 || w.woken[0] != "here" {
+		t.Errorf("Hint: got %q, %v", w.woken, err)
+	}
+	start(t, pool, d, "pool")
+	start(t, pool, d, "pool") // a duplicate
+	if len(w.woken) != 2 || w.woken[1] != "here" {
+		t.Errorf("on a pool: got %q", w.woken)
+	}
+}
