@@ -130,7 +130,9 @@ func TestSagaHTTP_storm(t *testing.T) {
 	})}
 	server := serveHTTP(t, network)
 	d := saga.Define[order]("storm")
-	opts := func(more ...saga.StepOption) []saga.StepOption { return append(more, fast, saga.Timeout(10*time.Second)) }
+	opts := func(more ...saga.StepOption) []saga.StepOption {
+		return append(more, fast, saga.Timeout(10*time.Second))
+	}
 	reserve := saga.Step[note](d, "reserve", opts(saga.MaxAttempts(3), saga.Undo(saga.MaxAttempts(100), fast))...)
 	charge := saga.Step[note](d, "charge", opts(saga.After(reserve), saga.Pivot(), saga.MaxAttempts(100))...)
 	ship := saga.Step[note](d, "ship", opts(saga.After(charge), saga.MaxAttempts(100))...)
