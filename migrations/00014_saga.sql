@@ -83,7 +83,6 @@ CREATE TYPE pawl.saga_what AS ENUM (
   'undo_exhausted',  -- a step's compensation, which goes on only by an operator
   'cancelled', 'expired',
   'retried', 'skipped', 'failed', 'forced',  -- by an operator
-  'held',            -- a semantic lock
   'signalled'        -- a signal came before its turn; detail: its value
 );
 
@@ -98,7 +97,6 @@ CREATE TABLE pawl.saga_event (
   state      pawl.saga_state  NOT NULL,
   step       smallint         NOT NULL,  -- 0: the saga's own
   backward   boolean          NOT NULL,  -- it compensates, or will when those that run have answered
-  holds      boolean          NOT NULL,  -- it has semantic locks
   lined      bigint           NOT NULL,
   ok         bigint           NOT NULL,
   refused    bigint           NOT NULL,
@@ -378,7 +376,7 @@ BEGIN
           SELECT y.* INTO d FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = g.definition_id;
         END IF;
         IF s.seq IS NULL THEN
-          s.ns := p_ns; s.saga_id := g.id; s.seq := 0; s.state := 'running'; s.backward := false; s.holds := false;
+          s.ns := p_ns; s.saga_id := g.id; s.seq := 0; s.state := 'running'; s.backward := false;
           s.lined := 0; s.ok := 0; s.refused := 0; s.unknown := 0; s.expanded := 0; s.signalled := 0; s.undoing := 0; s.undone := 0; s.stuck := 0;
         END IF;
       END IF;
@@ -535,13 +533,28 @@ BEGIN
           END LOOP;
         WHEN 'forced' THEN
           s.state := 'forced';
-        WHEN 'held' THEN
-          s.holds := true;
         WHEN 'signalled' THEN
           s.signalled := s.signalled | v_bit;
       END CASE;
 
       -- What follows.
+      IF s.state = 'forced' OR s.backward AND NOT v_was.backward THEN
+        -- What is waited for is called off: timers and signals have done nothing; jobs that wait in line are withdrawn by the sweep.
+        FOR i IN 1 .. cardinality(d.steps) LOOP
+          v_mask := 1::bigint << i - 1;
+          CONTINUE WHEN s.lined & v_mask & ~(s.ok | s.refused | s.unknown) = 0;
+          IF d.types[i] IN ('timer', 'signal') THEN
+            s.refused := s.refused | v_mask;
+          ELSIF d.types[i] = 'child' AND s.expanded & v_mask <> 0 THEN
+            n_sagas := n_sagas || (SELECT y.id FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i]);
+            n_steps := n_steps || 0::smallint;
+            n_whats := n_whats || 'cancelled'::pawl.saga_what;
+            n_details := n_details || json_build_object('reason', format('saga %s has turned back', g.key));
+          ELSE
+            INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
+          END IF;
+        END LOOP;
+      END IF;
       IF s.state = 'forced' THEN
         NULL;
       ELSIF NOT s.backward AND s.ok = d.all_steps THEN
@@ -565,24 +578,6 @@ BEGIN
           END IF;
         END LOOP;
       ELSE
-        IF NOT v_was.backward THEN
-          -- Timers and signals have done nothing.
-          FOR i IN 1 .. cardinality(d.steps) LOOP
-            v_mask := 1::bigint << i - 1;
-            CONTINUE WHEN s.lined & v_mask & ~(s.ok | s.refused | s.unknown) = 0;
-            IF d.types[i] IN ('timer', 'signal') THEN
-              s.refused := s.refused | v_mask;
-            ELSIF d.types[i] = 'child' AND s.expanded & v_mask <> 0 THEN
-              SELECT y.id INTO v_child FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i];
-              n_sagas := n_sagas || v_child;
-              n_steps := n_steps || 0::smallint;
-              n_whats := n_whats || 'cancelled'::pawl.saga_what;
-              n_details := n_details || json_build_object('reason', format('saga %s compensates', g.key));
-            ELSE
-              INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
-            END IF;
-          END LOOP;
-        END IF;
         IF s.lined & ~(s.ok | s.refused | s.unknown) = 0 THEN
           v_mask := s.lined & ~s.refused & ~s.undone & d.undoable;  -- to be undone
           IF v_mask = 0 THEN
@@ -662,9 +657,7 @@ BEGIN
       -- Its end.
       IF s.state = ANY (c_final) THEN
         ended := ended || g.key;
-        IF s.holds THEN
-          DELETE FROM pawl.saga_hold h WHERE h.ns = p_ns AND h.saga_id = g.id;
-        END IF;
+        DELETE FROM pawl.saga_hold h WHERE h.ns = p_ns AND h.saga_id = g.id;
         IF g.parent_id IS NOT NULL THEN
           n_sagas := n_sagas || g.parent_id;
           n_steps := n_steps || g.parent_step;
@@ -677,9 +670,9 @@ BEGIN
       END IF;
     END LOOP;
     EXIT WHEN cardinality(v_events) = 0;
-    INSERT INTO pawl.saga_event (ns, saga_id, seq, at, what, state, step, backward, holds, lined, ok, refused, unknown, expanded, signalled, undoing, undone, stuck,
+    INSERT INTO pawl.saga_event (ns, saga_id, seq, at, what, state, step, backward, lined, ok, refused, unknown, expanded, signalled, undoing, undone, stuck,
         units, units_over, units_bad, jobs, job_steps, detail, actor)
-      SELECT x.ns, x.saga_id, x.seq, x.at, x.what, x.state, x.step, x.backward, x.holds, x.lined, x.ok, x.refused, x.unknown, x.expanded, x.signalled, x.undoing, x.undone, x.stuck,
+      SELECT x.ns, x.saga_id, x.seq, x.at, x.what, x.state, x.step, x.backward, x.lined, x.ok, x.refused, x.unknown, x.expanded, x.signalled, x.undoing, x.undone, x.stuck,
         x.units, x.units_over, x.units_bad, x.jobs, x.job_steps, x.detail, x.actor FROM unnest(v_events) x;
     IF cardinality(v_jobs) > 0 THEN
       INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)
@@ -803,8 +796,8 @@ BEGIN
     RETURN;
   END IF;
   v_job := nextval('pawl.job_id') << 10;
-  INSERT INTO pawl.saga_event (ns, saga_id, seq, at, what, state, step, backward, holds, lined, ok, refused, unknown, expanded, signalled, undoing, undone, stuck, jobs, job_steps)
-    SELECT p_ns, n_ids[k], 1, clock_timestamp(), 'started', 'running', 0, false, false, 1, 0, 0, 0, 0, 0, 0, 0, 0, ARRAY[v_job + k - 1], '{1}' FROM generate_series(1, v_n) k;
+  INSERT INTO pawl.saga_event (ns, saga_id, seq, at, what, state, step, backward, lined, ok, refused, unknown, expanded, signalled, undoing, undone, stuck, jobs, job_steps)
+    SELECT p_ns, n_ids[k], 1, clock_timestamp(), 'started', 'running', 0, false, 1, 0, 0, 0, 0, 0, 0, 0, 0, ARRAY[v_job + k - 1], '{1}' FROM generate_series(1, v_n) k;
   INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again) VALUES (v_xid, v_job, v_n, d.queue_id, p_ns, d.priority, d.epoch, 1, false);
   INSERT INTO pawl.job (id, created_at, xid, queue_id, ns, priority, epoch, max_attempts, timeout_ms, backoff_ms, backoff_ms_max, kind, enqueued_by, args, headers, saga_id, saga_step)
     SELECT v_job + k - 1, v_now, v_xid, d.queue_id, p_ns, d.priority, d.epoch, d.max_attempts, d.timeout_ms, d.backoff_ms, d.backoff_ms_max, d.kind, 'pawl',
@@ -924,25 +917,37 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Takes a semantic lock for a saga, in the caller's transaction, until the one that ends the saga. Gives the key of the saga that has it, NULL if it is this one now.
+-- Takes a semantic lock for a saga, in the caller's transaction, until the one that ends the saga. Gives the key of the saga that has it, NULL if it is this one now. Raises PW024 when there is no such saga, PW023
+-- when it has ended. The saga itself is not locked: an attempt that holds that would wait in a circle with an ending that has the claim and waits for the saga. What an ended saga still has was taken by a
+-- transaction that came too late, and is free.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.saga_hold(p_ns smallint, p_key text, p_name text) RETURNS text
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '5s' AS $$
 DECLARE
-  o       record;
-  v_other text;
+  g       record;
+  v_other record;
 BEGIN
-  SELECT x.saga, x.event INTO o FROM pawl.saga_open(p_ns, p_key) x;
+  PERFORM pawl.require_read_committed();
+  SELECT y.id, e.state INTO g FROM pawl.saga y CROSS JOIN LATERAL pawl.saga_now(p_ns, y.id) e WHERE y.ns = p_ns AND y.key = p_key;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'pawl: there is no saga %', p_key USING ERRCODE = 'PW024';
+  END IF;
+  IF g.state IN ('succeeded', 'compensated', 'forced') THEN
+    RAISE EXCEPTION 'pawl: saga % has ended: it is %', p_key, g.state USING ERRCODE = 'PW023';
+  END IF;
   FOR i IN 1 .. 5 LOOP
-    INSERT INTO pawl.saga_hold (ns, name, saga_id, held_at) VALUES (p_ns, p_name, (o.saga).id, clock_timestamp()) ON CONFLICT DO NOTHING;
+    INSERT INTO pawl.saga_hold (ns, name, saga_id, held_at) VALUES (p_ns, p_name, g.id, clock_timestamp()) ON CONFLICT DO NOTHING;
     IF FOUND THEN
-      PERFORM pawl.saga_apply(p_ns, ARRAY[(o.saga).id], ARRAY[0::smallint], ARRAY['held'::pawl.saga_what], ARRAY[json_build_object('lock', p_name)]);
       RETURN NULL;
     END IF;
-    SELECT y.key INTO v_other FROM pawl.saga_hold h JOIN pawl.saga y ON y.ns = p_ns AND y.id = h.saga_id WHERE h.ns = p_ns AND h.name = p_name;
-    IF FOUND THEN
-      RETURN nullif(v_other, p_key);
-    END IF;  -- freed meanwhile
+    SELECT y.id, y.key, e.state INTO v_other FROM pawl.saga_hold h JOIN pawl.saga y ON y.ns = p_ns AND y.id = h.saga_id CROSS JOIN LATERAL pawl.saga_now(p_ns, y.id) e
+      WHERE h.ns = p_ns AND h.name = p_name;
+    IF v_other.id = g.id THEN
+      RETURN NULL;
+    ELSIF v_other.state NOT IN ('succeeded', 'compensated', 'forced') THEN
+      RETURN v_other.key;
+    END IF;
+    DELETE FROM pawl.saga_hold h WHERE h.ns = p_ns AND h.name = p_name AND h.saga_id = v_other.id;  -- or it was freed meanwhile
   END LOOP;
   RAISE EXCEPTION 'pawl: lock % changes hands too fast', p_name USING ERRCODE = '40001', HINT = 'Try again.';
 END $$;
