@@ -502,35 +502,30 @@ BEGIN
           s.refused := s.refused | v_bit;
           s.backward := true;
         WHEN 'retried' THEN
-          FOR i IN 1 .. cardinality(d.steps) LOOP
-            v_mask := 1::bigint << i - 1;
-            CONTINUE WHEN s.stuck & v_mask = 0;
-            IF s.undoing & v_mask <> 0 THEN
-              v_todo := v_todo || -i::smallint;
-            ELSIF s.expanded & v_mask = 0 THEN
-              v_todo := v_todo || i::smallint;
-            ELSIF d.types[i] = 'each' THEN
-              -- The units that failed since the last retry go again.
-              SELECT array_agg((f.n #>> '{}')::int) INTO v_failed FROM pawl.saga_event y CROSS JOIN LATERAL json_array_elements(y.detail->'failed') f(n)
-                WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = i AND y.what = 'units'
-                  AND y.seq > (SELECT coalesce(max(z.seq), 0) FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.what = 'retried');
-              SELECT json_agg(b.args->'unit' ORDER BY b.saga_unit) INTO v_units
-                FROM pawl.saga_event y CROSS JOIN LATERAL unnest(y.jobs) WITH ORDINALITY f(id, k)
-                CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b
-                WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = i AND y.what = 'expanded';
-              SELECT y.units, y.units_over INTO s.units, s.units_over FROM pawl.saga_event y
-                WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = i AND y.units IS NOT NULL ORDER BY y.seq DESC LIMIT 1;
-              s.step := i;
-              s.units_over := s.units_over - cardinality(v_failed);
-              s.units_bad := 0;
-              s.jobs := s.jobs || pawl.saga_units(g, d, i::smallint, v_units, v_failed);
-              s.job_steps := array_fill(i::smallint, ARRAY[cardinality(s.jobs)]);
-              queues := queues || d.queues[i];
-            ELSE
-              CONTINUE;  -- a child that was forced stays what it is
-            END IF;
-            s.stuck := s.stuck & ~v_mask;
-          END LOOP;
+          s.stuck := s.stuck & ~v_bit;
+          IF s.undoing & v_bit <> 0 THEN
+            v_todo := v_todo || -it.step;
+          ELSIF d.types[it.step] = 'signal' THEN  -- it is waited for anew
+            INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, it.step, v_now + d.waits_ms[it.step] * interval '1 ms');
+          ELSIF s.expanded & v_bit = 0 THEN
+            v_todo := v_todo || it.step;
+          ELSIF d.types[it.step] = 'each' THEN
+            -- The units that failed since the step was last retried go again.
+            SELECT array_agg((f.n #>> '{}')::int) INTO v_failed FROM pawl.saga_event y CROSS JOIN LATERAL json_array_elements(y.detail->'failed') f(n)
+              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.what = 'units'
+                AND y.seq > (SELECT coalesce(max(z.seq), 0) FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.step = it.step AND z.what = 'retried');
+            SELECT json_agg(b.args->'unit' ORDER BY b.saga_unit) INTO v_units
+              FROM pawl.saga_event y CROSS JOIN LATERAL unnest(y.jobs) WITH ORDINALITY f(id, k)
+              CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b
+              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.what = 'expanded';
+            SELECT y.units, y.units_over - cardinality(v_failed), 0 INTO s.units, s.units_over, s.units_bad FROM pawl.saga_event y
+              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.units IS NOT NULL ORDER BY y.seq DESC LIMIT 1;
+            s.jobs := pawl.saga_units(g, d, it.step, v_units, v_failed);
+            s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
+            queues := queues || d.queues[it.step];
+          ELSE
+            s.stuck := v_was.stuck;  -- a child that was forced stays what it is
+          END IF;
         WHEN 'forced' THEN
           s.state := 'forced';
         WHEN 'signalled' THEN
@@ -851,12 +846,13 @@ END $$;
 CREATE FUNCTION pawl.saga_act(p_ns smallint, p_key text, p_what pawl.saga_what, p_step text, p_output json, p_actor text, p_reason text, OUT was pawl.saga_state, OUT queues text[], OUT ended text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  o      record;
-  d      record;
-  s      pawl.saga_event;
-  v_step smallint := 0;
-  v_bit  bigint := 0;
-  v_undo boolean := false;
+  o       record;
+  d       record;
+  s       pawl.saga_event;
+  v_step  smallint := 0;
+  v_steps smallint[];
+  v_bit   bigint := 0;
+  v_undo  boolean := false;
 BEGIN
   SELECT x.saga, x.event INTO o FROM pawl.saga_open(p_ns, p_key) x;
   s := o.event;
@@ -887,8 +883,10 @@ BEGIN
   ELSIF p_what NOT IN ('retried', 'cancelled', 'forced') THEN
     RAISE EXCEPTION 'pawl: % is nothing that can be done to a saga', p_what USING ERRCODE = '22023';
   END IF;
-  SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, ARRAY[(o.saga).id], ARRAY[v_step], ARRAY[p_what],
-    ARRAY[CASE WHEN p_output IS NULL THEN json_build_object('reason', p_reason) ELSE json_build_object('reason', p_reason, 'output', p_output) END], p_actor) a;
+  -- All steps that are stuck are retried, each with an event of its own: of units, one tells of one step.
+  v_steps := CASE WHEN p_what = 'retried' THEN ARRAY(SELECT i::smallint FROM generate_series(1, cardinality(d.steps)) i WHERE s.stuck & (1::bigint << i - 1) <> 0) ELSE ARRAY[v_step] END;
+  SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill((o.saga).id, ARRAY[cardinality(v_steps)]), v_steps, array_fill(p_what, ARRAY[cardinality(v_steps)]),
+    array_fill(CASE WHEN p_output IS NULL THEN json_build_object('reason', p_reason) ELSE json_build_object('reason', p_reason, 'output', p_output) END, ARRAY[cardinality(v_steps)]), p_actor) a;
 END $$;
 -- +goose StatementEnd
 
@@ -909,7 +907,7 @@ BEGIN
     RAISE EXCEPTION 'pawl: saga % has no signal %', p_key, p_signal USING ERRCODE = 'PW024';
   END IF;
   v_bit := 1::bigint << v_step - 1;
-  IF s.backward OR (s.ok | s.refused | s.unknown | s.signalled) & v_bit <> 0 THEN
+  IF s.backward OR (s.ok | s.refused | s.unknown | s.signalled | s.stuck) & v_bit <> 0 THEN
     RAISE EXCEPTION 'pawl: saga % does not wait for signal %: %', p_key, p_signal, CASE WHEN s.backward THEN 'it compensates' ELSE 'it had one before, or its time is over' END USING ERRCODE = 'PW025';
   END IF;
   SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, ARRAY[(o.saga).id], ARRAY[v_step],
