@@ -58,6 +58,8 @@ func told(e saga.Event) string {
 	}
 	_ = json.Unmarshal(e.Detail, &d) // if not, its JSON tells
 	switch {
+	case strings.HasPrefix(d.Error, "session ") && strings.Contains(d.Error, " of "+workerName+" ("):
+		return "the process died"
 	case d.Error != "":
 		return d.Error
 	case d.Reason != "" && d.Output != nil:
