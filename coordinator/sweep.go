@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pawl-dev/pawl/coordinator/barrier"
 	"github.com/pawl-dev/pawl/coordinator/idempotency"
 	"github.com/pawl-dev/pawl/coordinator/job"
 	"github.com/pawl-dev/pawl/coordinator/session"
@@ -50,6 +51,8 @@ func (c *Coordinator) Sweep(ctx context.Context, name string) (Report, error) {
 		err = c.sweepOutbox(ctx, &r)
 	case SweepIdempotency:
 		err = c.sweepIdempotency(ctx, &r)
+	case SweepBarrier:
+		err = c.sweepBarrier(ctx, &r)
 	case SweepSagas:
 		err = c.sweepSagas(ctx, &r)
 	case SweepPartitions:
@@ -168,6 +171,25 @@ func (c *Coordinator) sweepDedupe(ctx context.Context, r *Report) error {
 func (c *Coordinator) sweepIdempotency(ctx context.Context, r *Report) error {
 	for range passesMax {
 		n, err := c.q.SweepIdempotency(ctx, db.SweepIdempotencyParams{Ns: c.conf.Namespace, Keep: idempotency.AbandonedKeep, LimitRows: expiredMax})
+		if err != nil {
+			return err
+		}
+		if n < 0 {
+			r.Skipped = true
+			return nil
+		}
+		r.Did += n
+		if n < expiredMax {
+			return nil
+		}
+	}
+	return nil
+}
+
+// sweepBarrier removes what no call can come for any more.
+func (c *Coordinator) sweepBarrier(ctx context.Context, r *Report) error {
+	for range passesMax {
+		n, err := c.q.SweepBarrier(ctx, db.SweepBarrierParams{Ns: c.conf.Namespace, Keep: barrier.Keep, LimitRows: expiredMax})
 		if err != nil {
 			return err
 		}

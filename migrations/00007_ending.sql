@@ -192,18 +192,18 @@ BEGIN
   FOR a IN
     -- The claims that the session has, each with its jobs one by one: some have hundreds of runs. By primary key: + 0 and OFFSET 0 keep the planner from seeking all claims of the session instead.
     WITH c AS MATERIALIZED (
-      SELECT n.claim_id, n.nonce, x.jobs,
+      SELECT n.claim_id, n.nonce,
         ARRAY(SELECT u.first + o FROM ROWS FROM (unnest(x.job_ids), unnest(x.job_counts)) WITH ORDINALITY u(first, n, run), generate_series(0, u.n - 1) o ORDER BY u.run, o) AS job_ids,
         ARRAY(SELECT u.attempt FROM ROWS FROM (unnest(x.attempts), unnest(x.job_counts)) WITH ORDINALITY u(attempt, n, run), generate_series(0, u.n - 1) o ORDER BY u.run, o) AS attempts
       FROM (SELECT DISTINCT t.claim_id, t.nonce FROM ROWS FROM (unnest(p_claims), unnest(p_nonces)) t(claim_id, nonce)) n
       CROSS JOIN LATERAL (
-        SELECT y.jobs, y.job_ids, y.job_counts, y.attempts FROM pawl.claim y
+        SELECT y.job_ids, y.job_counts, y.attempts FROM pawl.claim y
         WHERE y.ns = p_ns AND y.id = n.claim_id AND y.nonce = n.nonce AND y.session_id + 0 = p_session OFFSET 0) x
       WHERE v_alive)
     SELECT t.i, t.claim_id, t.ordinal, k.job_id, k.attempt, j.saga_id, j.saga_step, j.saga_unit
     FROM ROWS FROM (unnest(p_claims), unnest(p_nonces), unnest(p_ordinals)) WITH ORDINALITY t(claim_id, nonce, ordinal, i)
     LEFT JOIN LATERAL (SELECT c.job_ids[t.ordinal + 1] AS job_id, c.attempts[t.ordinal + 1] AS attempt FROM c
-      WHERE c.claim_id = t.claim_id AND c.nonce = t.nonce AND t.ordinal >= 0 AND t.ordinal < c.jobs) k ON true
+      WHERE c.claim_id = t.claim_id AND c.nonce = t.nonce) k ON true  -- no job where the claim has no such ordinal
     LEFT JOIN LATERAL (SELECT b.saga_id, b.saga_step, b.saga_unit FROM pawl.job b WHERE b.ns = p_ns AND b.id = k.job_id OFFSET 0) j ON true
     ORDER BY t.i
   LOOP

@@ -83,7 +83,6 @@ CREATE TYPE pawl.saga_what AS ENUM (
   'undo_exhausted',  -- a step's compensation, which goes on only by an operator
   'cancelled', 'expired',
   'retried', 'skipped', 'failed', 'forced',  -- by an operator
-  'held',            -- a semantic lock
   'signalled'        -- a signal came before its turn; detail: its value
 );
 
@@ -98,7 +97,6 @@ CREATE TABLE pawl.saga_event (
   state      pawl.saga_state  NOT NULL,
   step       smallint         NOT NULL,  -- 0: the saga's own
   backward   boolean          NOT NULL,  -- it compensates, or will when those that run have answered
-  holds      boolean          NOT NULL,  -- it has semantic locks
   lined      bigint           NOT NULL,
   ok         bigint           NOT NULL,
   refused    bigint           NOT NULL,
@@ -378,7 +376,7 @@ BEGIN
           SELECT y.* INTO d FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = g.definition_id;
         END IF;
         IF s.seq IS NULL THEN
-          s.ns := p_ns; s.saga_id := g.id; s.seq := 0; s.state := 'running'; s.backward := false; s.holds := false;
+          s.ns := p_ns; s.saga_id := g.id; s.seq := 0; s.state := 'running'; s.backward := false;
           s.lined := 0; s.ok := 0; s.refused := 0; s.unknown := 0; s.expanded := 0; s.signalled := 0; s.undoing := 0; s.undone := 0; s.stuck := 0;
         END IF;
       END IF;
@@ -504,44 +502,54 @@ BEGIN
           s.refused := s.refused | v_bit;
           s.backward := true;
         WHEN 'retried' THEN
-          FOR i IN 1 .. cardinality(d.steps) LOOP
-            v_mask := 1::bigint << i - 1;
-            CONTINUE WHEN s.stuck & v_mask = 0;
-            IF s.undoing & v_mask <> 0 THEN
-              v_todo := v_todo || -i::smallint;
-            ELSIF s.expanded & v_mask = 0 THEN
-              v_todo := v_todo || i::smallint;
-            ELSIF d.types[i] = 'each' THEN
-              -- The units that failed since the last retry go again.
-              SELECT array_agg((f.n #>> '{}')::int) INTO v_failed FROM pawl.saga_event y CROSS JOIN LATERAL json_array_elements(y.detail->'failed') f(n)
-                WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = i AND y.what = 'units'
-                  AND y.seq > (SELECT coalesce(max(z.seq), 0) FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.what = 'retried');
-              SELECT json_agg(b.args->'unit' ORDER BY b.saga_unit) INTO v_units
-                FROM pawl.saga_event y CROSS JOIN LATERAL unnest(y.jobs) WITH ORDINALITY f(id, k)
-                CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b
-                WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = i AND y.what = 'expanded';
-              SELECT y.units, y.units_over INTO s.units, s.units_over FROM pawl.saga_event y
-                WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = i AND y.units IS NOT NULL ORDER BY y.seq DESC LIMIT 1;
-              s.step := i;
-              s.units_over := s.units_over - cardinality(v_failed);
-              s.units_bad := 0;
-              s.jobs := s.jobs || pawl.saga_units(g, d, i::smallint, v_units, v_failed);
-              s.job_steps := array_fill(i::smallint, ARRAY[cardinality(s.jobs)]);
-              queues := queues || d.queues[i];
-            ELSE
-              CONTINUE;  -- a child that was forced stays what it is
-            END IF;
-            s.stuck := s.stuck & ~v_mask;
-          END LOOP;
+          s.stuck := s.stuck & ~v_bit;
+          IF s.undoing & v_bit <> 0 THEN
+            v_todo := v_todo || -it.step;
+          ELSIF d.types[it.step] = 'signal' THEN  -- it is waited for anew
+            INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, it.step, v_now + d.waits_ms[it.step] * interval '1 ms');
+          ELSIF s.expanded & v_bit = 0 THEN
+            v_todo := v_todo || it.step;
+          ELSIF d.types[it.step] = 'each' THEN
+            -- The units that failed since the step was last retried go again.
+            SELECT array_agg((f.n #>> '{}')::int) INTO v_failed FROM pawl.saga_event y CROSS JOIN LATERAL json_array_elements(y.detail->'failed') f(n)
+              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.what = 'units'
+                AND y.seq > (SELECT coalesce(max(z.seq), 0) FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.step = it.step AND z.what = 'retried');
+            SELECT json_agg(b.args->'unit' ORDER BY b.saga_unit) INTO v_units
+              FROM pawl.saga_event y CROSS JOIN LATERAL unnest(y.jobs) WITH ORDINALITY f(id, k)
+              CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b
+              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.what = 'expanded';
+            SELECT y.units, y.units_over - cardinality(v_failed), 0 INTO s.units, s.units_over, s.units_bad FROM pawl.saga_event y
+              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.units IS NOT NULL ORDER BY y.seq DESC LIMIT 1;
+            s.jobs := pawl.saga_units(g, d, it.step, v_units, v_failed);
+            s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
+            queues := queues || d.queues[it.step];
+          ELSE
+            s.stuck := v_was.stuck;  -- a child that was forced stays what it is
+          END IF;
         WHEN 'forced' THEN
           s.state := 'forced';
-        WHEN 'held' THEN
-          s.holds := true;
         WHEN 'signalled' THEN
           s.signalled := s.signalled | v_bit;
       END CASE;
 
       -- What follows.
+      IF s.state = 'forced' OR s.backward AND NOT v_was.backward THEN
+        -- What is waited for is called off: timers and signals have done nothing; jobs that wait in line are withdrawn by the sweep.
+        FOR i IN 1 .. cardinality(d.steps) LOOP
+          v_mask := 1::bigint << i - 1;
+          CONTINUE WHEN s.lined & v_mask & ~(s.ok | s.refused | s.unknown) = 0;
+          IF d.types[i] IN ('timer', 'signal') THEN
+            s.refused := s.refused | v_mask;
+          ELSIF d.types[i] = 'child' AND s.expanded & v_mask <> 0 THEN
+            n_sagas := n_sagas || (SELECT y.id FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i]);
+            n_steps := n_steps || 0::smallint;
+            n_whats := n_whats || 'cancelled'::pawl.saga_what;
+            n_details := n_details || json_build_object('reason', format('saga %s has turned back', g.key));
+          ELSE
+            INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
+          END IF;
+        END LOOP;
+      END IF;
       IF s.state = 'forced' THEN
         NULL;
       ELSIF NOT s.backward AND s.ok = d.all_steps THEN
@@ -565,24 +573,6 @@ BEGIN
           END IF;
         END LOOP;
       ELSE
-        IF NOT v_was.backward THEN
-          -- Timers and signals have done nothing.
-          FOR i IN 1 .. cardinality(d.steps) LOOP
-            v_mask := 1::bigint << i - 1;
-            CONTINUE WHEN s.lined & v_mask & ~(s.ok | s.refused | s.unknown) = 0;
-            IF d.types[i] IN ('timer', 'signal') THEN
-              s.refused := s.refused | v_mask;
-            ELSIF d.types[i] = 'child' AND s.expanded & v_mask <> 0 THEN
-              SELECT y.id INTO v_child FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i];
-              n_sagas := n_sagas || v_child;
-              n_steps := n_steps || 0::smallint;
-              n_whats := n_whats || 'cancelled'::pawl.saga_what;
-              n_details := n_details || json_build_object('reason', format('saga %s compensates', g.key));
-            ELSE
-              INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
-            END IF;
-          END LOOP;
-        END IF;
         IF s.lined & ~(s.ok | s.refused | s.unknown) = 0 THEN
           v_mask := s.lined & ~s.refused & ~s.undone & d.undoable;  -- to be undone
           IF v_mask = 0 THEN
@@ -662,9 +652,7 @@ BEGIN
       -- Its end.
       IF s.state = ANY (c_final) THEN
         ended := ended || g.key;
-        IF s.holds THEN
-          DELETE FROM pawl.saga_hold h WHERE h.ns = p_ns AND h.saga_id = g.id;
-        END IF;
+        DELETE FROM pawl.saga_hold h WHERE h.ns = p_ns AND h.saga_id = g.id;
         IF g.parent_id IS NOT NULL THEN
           n_sagas := n_sagas || g.parent_id;
           n_steps := n_steps || g.parent_step;
@@ -677,9 +665,9 @@ BEGIN
       END IF;
     END LOOP;
     EXIT WHEN cardinality(v_events) = 0;
-    INSERT INTO pawl.saga_event (ns, saga_id, seq, at, what, state, step, backward, holds, lined, ok, refused, unknown, expanded, signalled, undoing, undone, stuck,
+    INSERT INTO pawl.saga_event (ns, saga_id, seq, at, what, state, step, backward, lined, ok, refused, unknown, expanded, signalled, undoing, undone, stuck,
         units, units_over, units_bad, jobs, job_steps, detail, actor)
-      SELECT x.ns, x.saga_id, x.seq, x.at, x.what, x.state, x.step, x.backward, x.holds, x.lined, x.ok, x.refused, x.unknown, x.expanded, x.signalled, x.undoing, x.undone, x.stuck,
+      SELECT x.ns, x.saga_id, x.seq, x.at, x.what, x.state, x.step, x.backward, x.lined, x.ok, x.refused, x.unknown, x.expanded, x.signalled, x.undoing, x.undone, x.stuck,
         x.units, x.units_over, x.units_bad, x.jobs, x.job_steps, x.detail, x.actor FROM unnest(v_events) x;
     IF cardinality(v_jobs) > 0 THEN
       INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again)
@@ -731,6 +719,7 @@ END $$;
 
 -- Starts sagas of one definition (p_version 0: the newest), each by its key and input, in the caller's transaction. A key that is there with the same definition and input is a duplicate, and nothing is done for it.
 -- p_deadline_ms NULL: the definition's, 0: none. Raises PW020 when a key is there with another input or definition, PW021 when there is no such definition.
+-- Where a saga begins with one job, as most do, that is lined here: saga_apply, whose statements are for all cases, takes five times as long for it.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.saga_start(p_ns smallint, p_name text, p_version int, p_keys text[], p_inputs json[], p_deadline_ms bigint, p_headers json, OUT duplicates boolean[], OUT queues text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
@@ -738,22 +727,37 @@ DECLARE
   c_input_bytes_max CONSTANT int := 262144;
   v_now      timestamptz := now();
   v_by       text := coalesce(nullif(current_setting('application_name'), ''), session_user);
+  v_xid      xid8 := pg_current_xact_id();
+  v_n        int := cardinality(p_keys);
   d          record;
-  v_ids      bigint[];
-  v_new      bigint[] := '{}';
+  i          int;
+  v_order    int[] := '{1}';
+  v_id       bigint;
+  v_job      bigint;
   v_deadline timestamptz;
-  o          record;
+  n_ids      bigint[] := '{}';  -- those that are new
+  n_order    int[] := '{}';
 BEGIN
-  IF cardinality(p_keys) NOT BETWEEN 1 AND 1000 OR cardinality(p_keys) <> cardinality(p_inputs) THEN
-    RAISE EXCEPTION 'pawl: a batch has 1 to 1000 sagas, each with a key and an input, not % and %', cardinality(p_keys), cardinality(p_inputs) USING ERRCODE = '22023';
+  IF v_n NOT BETWEEN 1 AND 1000 OR v_n <> cardinality(p_inputs) THEN
+    RAISE EXCEPTION 'pawl: a batch has 1 to 1000 sagas, each with a key and an input, not % and %', v_n, cardinality(p_inputs) USING ERRCODE = '22023';
   END IF;
-  SELECT y.id, y.deadline_ms, y.first INTO d FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.name = p_name AND (y.version = p_version OR p_version = 0) ORDER BY y.version DESC LIMIT 1;
+  SELECT y.id, y.deadline_ms, y.first, y.version, y.steps[1] AS step, y.kinds[1] AS kind, y.queues[1] AS queue, y.queue_ids[1] AS queue_id, y.priorities[1] AS priority,
+      y.max_attempts[1] AS max_attempts, y.timeouts_ms[1] AS timeout_ms, y.backoffs_ms[1] AS backoff_ms, y.backoffs_ms_max[1] AS backoff_ms_max, l.epoch, pawl.is_home(l.cluster) AS home
+    INTO d FROM pawl.saga_definition y
+    LEFT JOIN LATERAL (SELECT x.epoch, x.cluster FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = y.queue_ids[1] AND x.priority = y.priorities[1] OFFSET 0) l ON true
+    WHERE y.ns = p_ns AND y.name = p_name AND (y.version = p_version OR p_version = 0) ORDER BY y.version DESC LIMIT 1;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'pawl: saga %, version %, is not registered', p_name, p_version USING ERRCODE = 'PW021', HINT = 'Register the definition when the service starts.';
   END IF;
+  IF NOT d.home THEN
+    PERFORM pawl.raise_moved(d.queue);
+  END IF;
   v_deadline := clock_timestamp() + nullif(coalesce(p_deadline_ms, d.deadline_ms), 0) * interval '1 ms';
   queues := '{}';
-  FOR i IN 1 .. cardinality(p_keys) LOOP
+  IF v_n > 1 THEN  -- in the order of keys: two starts of the same sagas wait for each other in the same order
+    v_order := ARRAY(SELECT u.i FROM unnest(p_keys) WITH ORDINALITY u(key, i) ORDER BY u.key, u.i);
+  END IF;
+  FOREACH i IN ARRAY v_order LOOP
     IF p_keys[i] IS NULL OR length(p_keys[i]) NOT BETWEEN 1 AND 256 THEN
       RAISE EXCEPTION 'pawl: a saga''s id has 1 to 256 characters, not %', coalesce(length(p_keys[i]), 0) USING ERRCODE = '22023';
     END IF;
@@ -764,59 +768,37 @@ BEGIN
       RAISE EXCEPTION 'pawl: an input of % bytes exceeds the % allowed', octet_length(p_inputs[i]::text), c_input_bytes_max USING ERRCODE = 'PW002',
         HINT = 'Store it elsewhere and start the saga with its key: each step carries the input.';
     END IF;
-    v_ids[i] := nextval('pawl.saga_id');
-  END LOOP;
-  -- In the order of keys: two starts of the same sagas wait for each other in the same order.
-  FOR o IN SELECT u.key, u.input, u.i::int AS i FROM ROWS FROM (unnest(p_keys), unnest(p_inputs)) WITH ORDINALITY u(key, input, i) ORDER BY u.key, u.i LOOP
+    v_id := nextval('pawl.saga_id');
     INSERT INTO pawl.saga (ns, id, root_id, definition_id, started_at, deadline_at, key, started_by, input, headers)
-      VALUES (p_ns, v_ids[o.i], v_ids[o.i], d.id, v_now, v_deadline, o.key, v_by, o.input, p_headers) ON CONFLICT DO NOTHING;
-    duplicates[o.i] := NOT FOUND;
+      VALUES (p_ns, v_id, v_id, d.id, v_now, v_deadline, p_keys[i], v_by, p_inputs[i], p_headers) ON CONFLICT DO NOTHING;
+    duplicates[i] := NOT FOUND;
     IF FOUND THEN
-      v_new := v_new || v_ids[o.i];
+      n_ids := n_ids || v_id;
+      n_order := n_order || i;
     ELSE
-      PERFORM pawl.saga_same(p_ns, o.key, d.id, o.input);
+      PERFORM pawl.saga_same(p_ns, p_keys[i], d.id, p_inputs[i]);
     END IF;
   END LOOP;
+  v_n := cardinality(n_ids);
+  IF v_n = 0 THEN
+    RETURN;
+  END IF;
   IF v_deadline IS NOT NULL THEN
-    INSERT INTO pawl.saga_timer (ns, saga_id, step, at) SELECT p_ns, u, 0, v_deadline FROM unnest(v_new) u;
+    INSERT INTO pawl.saga_timer (ns, saga_id, step, at) SELECT p_ns, u, 0, v_deadline FROM unnest(n_ids) u;
   END IF;
-  IF cardinality(v_new) > 0 AND d.first > 0 THEN
-    queues := pawl.saga_begin(p_ns, d.id, v_new, d.first, p_headers);
-  ELSIF cardinality(v_new) > 0 THEN
-    SELECT a.queues INTO queues FROM pawl.saga_apply(p_ns, v_new, array_fill(0::smallint, ARRAY[cardinality(v_new)]), array_fill('started'::pawl.saga_what, ARRAY[cardinality(v_new)]),
-      array_fill(NULL::json, ARRAY[cardinality(v_new)])) a;
+  IF d.first = 0 THEN
+    SELECT a.queues INTO queues FROM pawl.saga_apply(p_ns, n_ids, array_fill(0::smallint, ARRAY[v_n]), array_fill('started'::pawl.saga_what, ARRAY[v_n]), array_fill(NULL::json, ARRAY[v_n])) a;
+    RETURN;
   END IF;
-END $$;
--- +goose StatementEnd
-
--- What saga_apply does for sagas that start, as most do, with one job, and in a fifth of the time: its statements are for all cases.
--- +goose StatementBegin
-CREATE FUNCTION pawl.saga_begin(p_ns smallint, p_definition int, p_sagas bigint[], p_step smallint, p_headers json) RETURNS text[]
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
-DECLARE
-  v_xid   xid8 := pg_current_xact_id();
-  v_now   timestamptz := clock_timestamp();
-  v_n     int := cardinality(p_sagas);
-  v_first bigint := nextval('pawl.job_id') << 10;
-  v_bit   bigint := 1::bigint << p_step - 1;
-  d       record;
-BEGIN
-  SELECT y.version, y.steps[p_step] AS step, y.kinds[p_step] AS kind, y.queues[p_step] AS queue, y.queue_ids[p_step] AS queue_id, y.priorities[p_step] AS priority, y.max_attempts[p_step] AS max_attempts,
-      y.timeouts_ms[p_step] AS timeout_ms, y.backoffs_ms[p_step] AS backoff_ms, y.backoffs_ms_max[p_step] AS backoff_ms_max, l.epoch, pawl.is_home(l.cluster) AS home
-    INTO d FROM pawl.saga_definition y CROSS JOIN LATERAL (
-      SELECT x.epoch, x.cluster FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = y.queue_ids[p_step] AND x.priority = y.priorities[p_step] OFFSET 0) l
-    WHERE y.ns = p_ns AND y.id = p_definition;
-  IF NOT d.home THEN
-    PERFORM pawl.raise_moved(d.queue);
-  END IF;
-  INSERT INTO pawl.saga_event (ns, saga_id, seq, at, what, state, step, backward, holds, lined, ok, refused, unknown, expanded, signalled, undoing, undone, stuck, jobs, job_steps)
-    SELECT p_ns, u.id, 1, v_now, 'started', 'running', 0, false, false, v_bit, 0, 0, 0, 0, 0, 0, 0, 0, ARRAY[v_first + u.i - 1], ARRAY[p_step] FROM unnest(p_sagas) WITH ORDINALITY u(id, i);
-  INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again) VALUES (v_xid, v_first, v_n, d.queue_id, p_ns, d.priority, d.epoch, 1, false);
+  v_job := nextval('pawl.job_id') << 10;
+  INSERT INTO pawl.saga_event (ns, saga_id, seq, at, what, state, step, backward, lined, ok, refused, unknown, expanded, signalled, undoing, undone, stuck, jobs, job_steps)
+    SELECT p_ns, n_ids[k], 1, clock_timestamp(), 'started', 'running', 0, false, 1, 0, 0, 0, 0, 0, 0, 0, 0, ARRAY[v_job + k - 1], '{1}' FROM generate_series(1, v_n) k;
+  INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again) VALUES (v_xid, v_job, v_n, d.queue_id, p_ns, d.priority, d.epoch, 1, false);
   INSERT INTO pawl.job (id, created_at, xid, queue_id, ns, priority, epoch, max_attempts, timeout_ms, backoff_ms, backoff_ms_max, kind, enqueued_by, args, headers, saga_id, saga_step)
-    SELECT v_first + u.i - 1, v_now, v_xid, d.queue_id, p_ns, d.priority, d.epoch, d.max_attempts, d.timeout_ms, d.backoff_ms, d.backoff_ms_max, d.kind, 'pawl',
-        pawl.saga_args(g.key, g.id, d.step, d.version, g.input), p_headers, u.id, p_step
-      FROM unnest(p_sagas) WITH ORDINALITY u(id, i) CROSS JOIN LATERAL (SELECT y.id, y.key, y.input FROM pawl.saga y WHERE y.ns = p_ns AND y.id = u.id OFFSET 0) g;
-  RETURN ARRAY[d.queue];
+    SELECT v_job + k - 1, v_now, v_xid, d.queue_id, p_ns, d.priority, d.epoch, d.max_attempts, d.timeout_ms, d.backoff_ms, d.backoff_ms_max, d.kind, 'pawl',
+        pawl.saga_args(p_keys[n_order[k]], n_ids[k], d.step, d.version, p_inputs[n_order[k]]), p_headers, n_ids[k], 1
+      FROM generate_series(1, v_n) k;
+  queues := ARRAY[d.queue];
 END $$;
 -- +goose StatementEnd
 
@@ -864,12 +846,13 @@ END $$;
 CREATE FUNCTION pawl.saga_act(p_ns smallint, p_key text, p_what pawl.saga_what, p_step text, p_output json, p_actor text, p_reason text, OUT was pawl.saga_state, OUT queues text[], OUT ended text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  o      record;
-  d      record;
-  s      pawl.saga_event;
-  v_step smallint := 0;
-  v_bit  bigint := 0;
-  v_undo boolean := false;
+  o       record;
+  d       record;
+  s       pawl.saga_event;
+  v_step  smallint := 0;
+  v_steps smallint[];
+  v_bit   bigint := 0;
+  v_undo  boolean := false;
 BEGIN
   SELECT x.saga, x.event INTO o FROM pawl.saga_open(p_ns, p_key) x;
   s := o.event;
@@ -900,8 +883,10 @@ BEGIN
   ELSIF p_what NOT IN ('retried', 'cancelled', 'forced') THEN
     RAISE EXCEPTION 'pawl: % is nothing that can be done to a saga', p_what USING ERRCODE = '22023';
   END IF;
-  SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, ARRAY[(o.saga).id], ARRAY[v_step], ARRAY[p_what],
-    ARRAY[CASE WHEN p_output IS NULL THEN json_build_object('reason', p_reason) ELSE json_build_object('reason', p_reason, 'output', p_output) END], p_actor) a;
+  -- All steps that are stuck are retried, each with an event of its own: of units, one tells of one step.
+  v_steps := CASE WHEN p_what = 'retried' THEN ARRAY(SELECT i::smallint FROM generate_series(1, cardinality(d.steps)) i WHERE s.stuck & (1::bigint << i - 1) <> 0) ELSE ARRAY[v_step] END;
+  SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill((o.saga).id, ARRAY[cardinality(v_steps)]), v_steps, array_fill(p_what, ARRAY[cardinality(v_steps)]),
+    array_fill(CASE WHEN p_output IS NULL THEN json_build_object('reason', p_reason) ELSE json_build_object('reason', p_reason, 'output', p_output) END, ARRAY[cardinality(v_steps)]), p_actor) a;
 END $$;
 -- +goose StatementEnd
 
@@ -922,7 +907,7 @@ BEGIN
     RAISE EXCEPTION 'pawl: saga % has no signal %', p_key, p_signal USING ERRCODE = 'PW024';
   END IF;
   v_bit := 1::bigint << v_step - 1;
-  IF s.backward OR (s.ok | s.refused | s.unknown | s.signalled) & v_bit <> 0 THEN
+  IF s.backward OR (s.ok | s.refused | s.unknown | s.signalled | s.stuck) & v_bit <> 0 THEN
     RAISE EXCEPTION 'pawl: saga % does not wait for signal %: %', p_key, p_signal, CASE WHEN s.backward THEN 'it compensates' ELSE 'it had one before, or its time is over' END USING ERRCODE = 'PW025';
   END IF;
   SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, ARRAY[(o.saga).id], ARRAY[v_step],
@@ -930,25 +915,37 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Takes a semantic lock for a saga, in the caller's transaction, until the one that ends the saga. Gives the key of the saga that has it, NULL if it is this one now.
+-- Takes a semantic lock for a saga, in the caller's transaction, until the one that ends the saga. Gives the key of the saga that has it, NULL if it is this one now. Raises PW024 when there is no such saga, PW023
+-- when it has ended. The saga itself is not locked: an attempt that holds that would wait in a circle with an ending that has the claim and waits for the saga. What an ended saga still has was taken by a
+-- transaction that came too late, and is free.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.saga_hold(p_ns smallint, p_key text, p_name text) RETURNS text
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '5s' AS $$
 DECLARE
-  o       record;
-  v_other text;
+  g       record;
+  v_other record;
 BEGIN
-  SELECT x.saga, x.event INTO o FROM pawl.saga_open(p_ns, p_key) x;
+  PERFORM pawl.require_read_committed();
+  SELECT y.id, e.state INTO g FROM pawl.saga y CROSS JOIN LATERAL pawl.saga_now(p_ns, y.id) e WHERE y.ns = p_ns AND y.key = p_key;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'pawl: there is no saga %', p_key USING ERRCODE = 'PW024';
+  END IF;
+  IF g.state IN ('succeeded', 'compensated', 'forced') THEN
+    RAISE EXCEPTION 'pawl: saga % has ended: it is %', p_key, g.state USING ERRCODE = 'PW023';
+  END IF;
   FOR i IN 1 .. 5 LOOP
-    INSERT INTO pawl.saga_hold (ns, name, saga_id, held_at) VALUES (p_ns, p_name, (o.saga).id, clock_timestamp()) ON CONFLICT DO NOTHING;
+    INSERT INTO pawl.saga_hold (ns, name, saga_id, held_at) VALUES (p_ns, p_name, g.id, clock_timestamp()) ON CONFLICT DO NOTHING;
     IF FOUND THEN
-      PERFORM pawl.saga_apply(p_ns, ARRAY[(o.saga).id], ARRAY[0::smallint], ARRAY['held'::pawl.saga_what], ARRAY[json_build_object('lock', p_name)]);
       RETURN NULL;
     END IF;
-    SELECT y.key INTO v_other FROM pawl.saga_hold h JOIN pawl.saga y ON y.ns = p_ns AND y.id = h.saga_id WHERE h.ns = p_ns AND h.name = p_name;
-    IF FOUND THEN
-      RETURN nullif(v_other, p_key);
-    END IF;  -- freed meanwhile
+    SELECT y.id, y.key, e.state INTO v_other FROM pawl.saga_hold h JOIN pawl.saga y ON y.ns = p_ns AND y.id = h.saga_id CROSS JOIN LATERAL pawl.saga_now(p_ns, y.id) e
+      WHERE h.ns = p_ns AND h.name = p_name;
+    IF v_other.id = g.id THEN
+      RETURN NULL;
+    ELSIF v_other.state NOT IN ('succeeded', 'compensated', 'forced') THEN
+      RETURN v_other.key;
+    END IF;
+    DELETE FROM pawl.saga_hold h WHERE h.ns = p_ns AND h.name = p_name AND h.saga_id = v_other.id;  -- or it was freed meanwhile
   END LOOP;
   RAISE EXCEPTION 'pawl: lock % changes hands too fast', p_name USING ERRCODE = '40001', HINT = 'Try again.';
 END $$;
@@ -1123,7 +1120,7 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.sweep_sagas_old, pawl.saga_lives, pawl.sweep_sagas_forgotten, pawl.saga_withdraw, pawl.sweep_sagas, pawl.saga_hold, pawl.saga_send, pawl.saga_act, pawl.saga_open, pawl.saga_same, pawl.saga_begin,
+DROP FUNCTION pawl.sweep_sagas_old, pawl.saga_lives, pawl.sweep_sagas_forgotten, pawl.saga_withdraw, pawl.sweep_sagas, pawl.saga_hold, pawl.saga_send, pawl.saga_act, pawl.saga_open, pawl.saga_same,
   pawl.saga_start, pawl.saga_endings, pawl.saga_apply, pawl.saga_units, pawl.saga_output, pawl.saga_alert, pawl.saga_register, pawl.saga_now, pawl.saga_args, pawl.saga_lock_key;
 DROP TABLE pawl.saga_hold, pawl.saga_timer, pawl.saga_event, pawl.saga, pawl.saga_definition;
 DROP TYPE pawl.saga_what, pawl.saga_state;

@@ -83,6 +83,7 @@ var sweepDid = map[string]string{
 	coordinator.SweepDedupe:      "dedupe keys removed",
 	coordinator.SweepLocks:       "old states of locks removed",
 	coordinator.SweepOutbox:      "old positions removed",
+	coordinator.SweepBarrier:     "rows of barriers removed",
 	coordinator.SweepSagas:       "deadlines, timers, forgotten and old sagas seen to",
 	coordinator.SweepIdempotency: "expired answers and messages removed",
 	coordinator.SweepPartitions:  "ranges made or dropped",
