@@ -173,7 +173,10 @@ func (e *devCheckout) lookAround(w io.Writer, try func(args, what string)) {
 	try("session list --all", "the services' workers, and the relays")
 	fmt.Fprintf(w, "\n  curl -i -u you: -H 'Idempotency-Key: 1' -d '{\"item\": \"tea\", \"cents\": 450}' %s/orders   # and once more; and with other cents\n", e.shop.url)
 	fmt.Fprintf(w, "  curl -u %s: %s/orders/%d\n", f.ExampleCustomer, e.shop.url, f.ExampleOrder)
-	fmt.Fprintf(w, "\n  psql %s -c \"SELECT * FROM checkout.parcel WHERE customer = 'you'\"\n", shellQuote(e.app.databaseURL))
+	fmt.Fprintf(w, "\n  psql %s -c \"SELECT * FROM checkout.orders WHERE customer = 'you'\"\n", shellQuote(e.app.databaseURL))
+	if f.ExampleCancelled != 0 {
+		fmt.Fprintf(w, "  psql %s -c 'SELECT * FROM checkout.payment WHERE order_id = %d'   # that was cancelled\n", shellQuote(e.app.databaseURL), f.ExampleCancelled)
+	}
 }
 
 // newSecret makes a secret to sign webhooks with.
