@@ -1018,6 +1018,8 @@ BEGIN
         OR u.step < 0 AND s.state = 'forced' AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
     ORDER BY u.step, y.seq DESC
   LOOP
+    -- Under the line's lock, as job_withdraw takes it: nobody claims the job between the look and the deed.
+    PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, b.queue_id, b.priority)) FROM pawl.job b WHERE b.ns = p_ns AND b.id = w.job;
     v_began := EXISTS (SELECT FROM pawl.job_attempts(p_ns, w.job) a WHERE a.claim_id IS NOT NULL);
     CONTINUE WHEN v_began AND w.step > 0 AND v_pivot = 1::bigint << w.step - 1;
     v_was := (pawl.job_withdraw(p_ns, w.job, 'its saga compensates')).was;
