@@ -506,16 +506,22 @@ BEGIN
         WHEN 'retried' THEN
           FOR i IN 1 .. cardinality(d.steps) LOOP
             v_mask := 1::bigint << i - 1;
-            CONTINUE WHEN s.stuck & v_mask = 0;
+            CONTINUE WHEN s.stuck & v_mask = 0 OR it.step > 0 AND i <> it.step;
             IF s.undoing & v_mask <> 0 THEN
               v_todo := v_todo || -i::smallint;
             ELSIF s.expanded & v_mask = 0 THEN
               v_todo := v_todo || i::smallint;
+            ELSIF d.types[i] = 'each' AND s.units IS NOT NULL THEN
+              n_sagas := n_sagas || g.id;  -- an event tells of one step's units: another of this one's
+              n_steps := n_steps || i::smallint;
+              n_whats := n_whats || it.what;
+              n_details := n_details || it.detail;
+              CONTINUE;
             ELSIF d.types[i] = 'each' THEN
-              -- The units that failed since the last retry go again.
+              -- The units that failed since its last retry go again.
               SELECT array_agg((f.n #>> '{}')::int) INTO v_failed FROM pawl.saga_event y CROSS JOIN LATERAL json_array_elements(y.detail->'failed') f(n)
                 WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = i AND y.what = 'units'
-                  AND y.seq > (SELECT coalesce(max(z.seq), 0) FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.what = 'retried');
+                  AND y.seq > (SELECT coalesce(max(z.seq), 0) FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.step = i AND z.what = 'retried');
               SELECT json_agg(b.args->'unit' ORDER BY b.saga_unit) INTO v_units
                 FROM pawl.saga_event y CROSS JOIN LATERAL unnest(y.jobs) WITH ORDINALITY f(id, k)
                 CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b
