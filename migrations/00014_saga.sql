@@ -549,7 +549,14 @@ BEGIN
 
       -- What follows.
       IF s.state = 'forced' THEN
-        NULL;
+        FOR i IN 1 .. cardinality(d.steps) LOOP  -- and with it its children
+          CONTINUE WHEN d.types[i] <> 'child' OR s.expanded & ~(s.ok | s.refused | s.unknown) & (1::bigint << i - 1) = 0;
+          SELECT y.id INTO v_child FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i];
+          n_sagas := n_sagas || v_child;
+          n_steps := n_steps || 0::smallint;
+          n_whats := n_whats || 'forced'::pawl.saga_what;
+          n_details := n_details || json_build_object('reason', format('saga %s was forced to its end', g.key));
+        END LOOP;
       ELSIF NOT s.backward AND s.ok = d.all_steps THEN
         s.state := 'succeeded';
       ELSIF NOT s.backward THEN
