@@ -543,8 +543,8 @@ BEGIN
           ELSIF d.types[i] = 'child' AND s.expanded & v_mask <> 0 THEN
             n_sagas := n_sagas || (SELECT y.id FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i]);
             n_steps := n_steps || 0::smallint;
-            n_whats := n_whats || 'cancelled'::pawl.saga_what;
-            n_details := n_details || json_build_object('reason', format('saga %s has turned back', g.key));
+            n_whats := n_whats || CASE s.state WHEN 'forced' THEN 'forced' ELSE 'cancelled' END::pawl.saga_what;
+            n_details := n_details || json_build_object('reason', format('saga %s %s', g.key, CASE s.state WHEN 'forced' THEN 'was forced to its end' ELSE 'has turned back' END));
           ELSE
             INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
           END IF;
