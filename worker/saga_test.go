@@ -323,8 +323,12 @@ func TestSaga_each(t *testing.T) {
 	if _, err := await(t, pool, d, id); err != nil {
 		t.Fatal(err)
 	}
-	if st := tell(t, pool, id).Steps[0]; st.Units != 2500 || st.UnitsOver != 2500 || st.State != saga.StepSucceeded {
+	st := tell(t, pool, id).Steps[0]
+	if st.Units != 2500 || st.UnitsOver != 2500 || st.State != saga.StepSucceeded {
 		t.Errorf("got %+v", st)
+	}
+	if j := story(t, pool, st.JobID); strings.Contains(string(j.Args), "unit") {
+		t.Errorf("the step's job is one of a unit: %s", j.Args)
 	}
 }
 
@@ -401,7 +405,7 @@ func TestSaga_child(t *testing.T) {
 	inner := saga.Define[string]("inner")
 	work := saga.Step[note](inner, "work", fast)
 	d := saga.Define[order]("outer")
-	part := saga.Child(d, "part", inner)
+	part := saga.Child(d, "part", inner, fast, saga.MaxAttempts(1))
 	last := saga.Step[note](d, "last", saga.After(part), fast)
 	registered(t, pool, inner)
 	registered(t, pool, d)
@@ -413,8 +417,17 @@ func TestSaga_child(t *testing.T) {
 		}
 		return note{"worked on " + c.Input}, nil
 	}, func(context.Context, *saga.Call[string], *note) error { return nil })
-	saga.HandleChild(w, part, func(_ context.Context, c *saga.Call[order]) (string, error) { return c.Input.Item, nil },
+	saga.HandleChild(w, part, func(_ context.Context, c *saga.Call[order]) (string, error) {
+		if c.Input.Item == "no inner" {
+			return "", errTest
+		}
+		return c.Input.Item, nil
+	},
 		func(_ context.Context, c *saga.Call[order], child *saga.Instance) error {
+			if child == nil {
+				undone.add("nothing of %s", c.Saga)
+				return nil
+			}
 			n, err := work.From(child)
 			undone.add("%s of %s: %s", n.Text, child.ID, child.State)
 			return err
@@ -453,7 +466,10 @@ func TestSaga_child(t *testing.T) {
 	if _, err := await(t, pool, d, start(t, pool, d, order{Item: "bad outer"}, saga.ID("x"))); !errors.Is(err, saga.ErrCompensated) {
 		t.Errorf("got %v", err)
 	}
-	if got := undone.all(); len(got) != 1 || got[0] != "worked on bad outer of x/part: succeeded" {
+	if _, err := await(t, pool, d, start(t, pool, d, order{Item: "no inner"}, saga.ID("y"))); !errors.Is(err, saga.ErrCompensated) {
+		t.Errorf("got %v", err)
+	}
+	if got := undone.all(); len(got) != 2 || got[0] != "worked on bad outer of x/part: succeeded" || got[1] != "nothing of y" {
 		t.Errorf("got %q", got)
 	}
 }

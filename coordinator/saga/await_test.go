@@ -138,7 +138,8 @@ func TestAwait_many(t *testing.T) {
 	waiting.Wait()
 	until(t, "the watcher's end", func() bool { return saga.Watchers(d) == 0 })
 
-	// The last one gives up.
+	// The last one gives up, and the next look would be in an hour.
+	saga.SetPause(d, time.Hour)
 	start(t, pool, d, "open")
 	short, stop := context.WithCancel(ctx)
 	gone := make(chan error, 1)
@@ -146,7 +147,7 @@ func TestAwait_many(t *testing.T) {
 		_, err := d.Await(short, pool, "open")
 		gone <- err
 	}()
-	until(t, "a watcher", func() bool { return saga.Watchers(d) == 1 })
+	until(t, "a look", func() bool { return saga.Looked(d) == 1 })
 	stop()
 	if err := <-gone; !errors.Is(err, saga.ErrUnfinished) {
 		t.Errorf("got %v, want ErrUnfinished", err)
