@@ -551,7 +551,13 @@ BEGIN
         END LOOP;
       END IF;
       IF s.state = 'forced' THEN
-        NULL;
+        FOR i IN 1 .. cardinality(d.steps) LOOP
+          CONTINUE WHEN d.types[i] <> 'child' OR s.expanded & ~(s.ok | s.refused | s.unknown) & (1::bigint << i - 1) = 0;
+          n_sagas := n_sagas || (SELECT y.id FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i]);
+          n_steps := n_steps || 0::smallint;
+          n_whats := n_whats || 'forced'::pawl.saga_what;
+          n_details := n_details || json_build_object('reason', format('saga %s was forced', g.key));
+        END LOOP;
       ELSIF NOT s.backward AND s.ok = d.all_steps THEN
         s.state := 'succeeded';
       ELSIF NOT s.backward THEN
@@ -995,7 +1001,10 @@ CREATE FUNCTION pawl.saga_withdraw(p_ns smallint, p_saga bigint, OUT jobs int, O
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '5s' AS $$
 DECLARE
   s         pawl.saga_event;
+  v_at      timestamptz;
   v_pivot   bigint;
+  v_out     smallint[];  -- the steps whose jobs are out, below 0 for compensations,
+  v_jobs    bigint[];    -- and the jobs
   v_began   boolean;
   v_was     pawl.job_state;
   w         record;
@@ -1005,21 +1014,25 @@ BEGIN
   jobs := 0;
   queues := '{}';
   ended := '{}';
-  DELETE FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1;
+  SELECT y.at INTO v_at FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1;
   SELECT y.* INTO s FROM pawl.saga_now(p_ns, p_saga) y;
   SELECT d.pivot INTO v_pivot FROM pawl.saga y JOIN pawl.saga_definition d ON d.ns = p_ns AND d.id = y.definition_id WHERE y.ns = p_ns AND y.id = p_saga;
-  IF NOT (s.backward OR s.state = 'forced') THEN
-    RETURN;
+  IF s.backward OR s.state = 'forced' THEN
+    SELECT array_agg(o.step), array_agg(o.job) INTO v_out, v_jobs
+      FROM (
+        SELECT DISTINCT ON (u.step) u.step, u.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) u(job, step)
+        WHERE y.ns = p_ns AND y.saga_id = p_saga
+          AND (u.step > 0 AND s.expanded & (1::bigint << u.step - 1) = 0 AND s.lined & ~(s.ok | s.refused | s.unknown) & (1::bigint << u.step - 1) <> 0
+            OR u.step < 0 AND s.state = 'forced' AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
+        ORDER BY u.step, y.seq DESC) o;
   END IF;
+  -- All lines, then claims in the order of their ids, as those lock them who end the jobs: nobody waits in a circle. Nothing is claimed meanwhile.
+  FOR w IN SELECT DISTINCT b.queue_id, b.priority FROM unnest(v_jobs) u CROSS JOIN LATERAL (SELECT x.queue_id, x.priority FROM pawl.job x WHERE x.ns = p_ns AND x.id = u OFFSET 0) b ORDER BY 1, 2 LOOP
+    PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, w.queue_id, w.priority));
+  END LOOP;
   FOR w IN
-    SELECT DISTINCT ON (u.step) u.step, u.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) u(job, step)
-    WHERE y.ns = p_ns AND y.saga_id = p_saga
-      AND (u.step > 0 AND s.expanded & (1::bigint << u.step - 1) = 0 AND s.lined & ~(s.ok | s.refused | s.unknown) & (1::bigint << u.step - 1) <> 0
-        OR u.step < 0 AND s.state = 'forced' AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
-    ORDER BY u.step, y.seq DESC
+    SELECT u.step, u.job FROM ROWS FROM (unnest(v_out), unnest(v_jobs)) u(step, job) CROSS JOIN LATERAL pawl.job_state(p_ns, u.job) x ORDER BY x.claim_id, x.ordinal
   LOOP
-    -- Under the line's lock, as job_withdraw takes it: nobody claims the job between the look and the deed.
-    PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, b.queue_id, b.priority)) FROM pawl.job b WHERE b.ns = p_ns AND b.id = w.job;
     v_began := EXISTS (SELECT FROM pawl.job_attempts(p_ns, w.job) a WHERE a.claim_id IS NOT NULL);
     CONTINUE WHEN v_began AND w.step > 0 AND v_pivot = 1::bigint << w.step - 1;
     v_was := (pawl.job_withdraw(p_ns, w.job, 'its saga compensates')).was;
@@ -1032,6 +1045,8 @@ BEGIN
   IF cardinality(v_steps) > 0 THEN
     SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill(p_saga, ARRAY[cardinality(v_steps)]), v_steps, v_whats, array_fill(json_build_object('error', 'withdrawn from the line'), ARRAY[cardinality(v_steps)])) a;
   END IF;
+  -- Last, since it may have to wait for one who advances the saga; and only if that one has nothing more to withdraw.
+  DELETE FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1 AND y.at = v_at;
 END $$;
 -- +goose StatementEnd
 
