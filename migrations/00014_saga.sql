@@ -863,7 +863,7 @@ BEGIN
   SELECT x.saga, x.event INTO o FROM pawl.saga_open(p_ns, p_key) x;
   s := o.event;
   was := s.state;
-  SELECT y.steps, y.pivot, y.sure INTO d FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = (o.saga).definition_id;
+  SELECT y.steps, y.types, y.pivot, y.sure INTO d FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = (o.saga).definition_id;
   IF p_what IN ('skipped', 'failed') THEN
     v_step := array_position(d.steps, p_step);
     IF v_step IS NULL THEN
@@ -880,6 +880,9 @@ BEGIN
     END IF;
   ELSIF p_what = 'retried' AND s.stuck = 0 THEN
     RAISE EXCEPTION 'pawl: saga % is not stuck: it is %', p_key, s.state USING ERRCODE = 'PW025';
+  ELSIF p_what = 'retried' AND NOT EXISTS (SELECT FROM unnest(d.types) WITH ORDINALITY y(type, i), LATERAL (SELECT 1::bigint << y.i::int - 1 AS bit) m
+      WHERE s.stuck & m.bit <> 0 AND (y.type <> 'child' OR s.expanded & m.bit = 0 OR s.undoing & m.bit <> 0)) THEN
+    RAISE EXCEPTION 'pawl: saga % is stuck at a child that has ended, and does not begin again', p_key USING ERRCODE = 'PW025', HINT = 'Skip the step, or force the saga to its end.';
   ELSIF p_what = 'cancelled' AND (s.ok | s.stuck) & d.pivot <> 0 THEN
     RAISE EXCEPTION 'pawl: saga % cannot be cancelled any more: it has passed its pivot', p_key USING ERRCODE = 'PW022', HINT = 'It goes forward. If its pivot is stuck and was not done, skip that as not done.';
   ELSIF p_what = 'cancelled' AND s.backward THEN
