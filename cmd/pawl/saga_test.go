@@ -286,7 +286,7 @@ func TestSagaStuck(t *testing.T) {
 	done := append(advised(t, url, "pivot-done", "saga skip"), "--yes")
 	mentions(t, must(t, exitOK, url, done...), "saga pivot-done was stuck, and is ")
 	s = awaitSaga(t, url, "pivot-done", saga.StateSucceeded)
-	if st := s.Steps[3]; st.State != saga.StepSkipped || string(inline(st.Output)) != `{"done":"by-hand"}` {
+	if st := s.Steps[3]; st.State != saga.StepSkipped || inline(st.Output) != `{"done":"by-hand"}` {
 		t.Errorf("got %+v", st)
 	}
 
@@ -358,4 +358,57 @@ func TestSagaNamespace(t *testing.T) {
 	mentions(t, must(t, exitOK, url, "saga", "show", "x", "--namespace", "billing"), "NOT SERVED  a waits in queue default")
 	refused(t, exitNotFound, url, []string{"saga", "show", "x"}, "x", "not found")
 	mentions(t, fmt.Sprint(mustJSON[map[string]any](t, exitOK, url, "saga", "force", "x", "--reason", "r", "--yes", "--namespace", "7")), "did:forced", "state:forced", "was:running")
+}
+
+// TestSagaParts shows a saga whose steps are units, another saga, a time and a signal.
+func TestSagaParts(t *testing.T) {
+	t.Parallel()
+	pool, url := openPool(t)
+	start(t, url, "serve")
+	fast, once := saga.Backoff(time.Millisecond, time.Millisecond), saga.MaxAttempts(1)
+	bill := saga.Define[checkoutOrder]("bill")
+	print := saga.Step[checkoutOutput](bill, "print", saga.Pivot(), fast, once)
+	order := saga.Define[checkoutOrder]("order")
+	child := saga.Child(order, "bill", bill, saga.ReadOnly())
+	parcels := saga.Each[int, checkoutOutput](order, "parcels", saga.ReadOnly(), fast, once)
+	saga.Timer(order, "cool-down", time.Hour)
+	saga.Signal[bool](order, "approval", saga.Expires(2*time.Hour))
+	for _, register := range []func(context.Context, saga.DB) error{bill.Register, order.Register} {
+		if err := register(t.Context(), pool); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, err := worker.New(pool, worker.Config{Queues: map[string]int{"default": 10}, Name: "parts"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	saga.Handle(w, print, func(context.Context, *saga.Call[checkoutOrder]) (out checkoutOutput, err error) {
+		return out, errors.New("no paper")
+	}, nil)
+	saga.HandleChild(w, child, func(_ context.Context, c *saga.Call[checkoutOrder]) (checkoutOrder, error) { return c.Input, nil }, nil)
+	saga.HandleEach(w, parcels, func(context.Context, *saga.Call[checkoutOrder]) ([]int, error) { return []int{1, 2, 3}, nil },
+		func(context.Context, *saga.Call[checkoutOrder], int) (out checkoutOutput, err error) { return out, nil }, nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+
+	must(t, exitOK, url, "saga", "start", "order", "--id", "o 1")
+	for mustJSON[saga.Story](t, exitOK, url, "saga", "show", "o 1").Steps[0].Child == "" {
+		runtime.Gosched()
+	}
+	awaitSaga(t, url, "o 1/bill", saga.StateStuck)
+	for mustJSON[saga.Story](t, exitOK, url, "saga", "show", "o 1").Steps[1].State != saga.StepSucceeded {
+		runtime.Gosched()
+	}
+	out := must(t, exitOK, url, "saga", "show", "o 1")
+	mentions(t, out, "STUCK       bill waits for saga o 1/bill, which is stuck. See what it needs:\n      pawl saga show 'o 1/bill'\n", "running    default  -        saga o 1/bill STUCK",
+		"3 of 3 units over", "over in 59m", "WAITS       approval waits for its signal, which somebody must send; without it, the step fails in 1h59m", "waits for its signal, and fails in 1h59m",
+		"into 3 units", "is saga o 1/bill")
+	mentions(t, must(t, exitOK, url, "saga", "show", "o 1/bill"), "no paper", "part of  saga o 1, which waits for it", "pawl saga skip 'o 1/bill' print --as done")
+	must(t, exitOK, url, "saga", "force", "o 1/bill", "--reason", "no paper anywhere", "--yes")
+	s := awaitSaga(t, url, "o 1", saga.StateCompensated)
+	if s.Steps[0].State != saga.StepUnknown || s.Steps[3].State != saga.StepRefused {
+		t.Errorf("got %+v", s.Steps)
+	}
 }
