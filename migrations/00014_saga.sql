@@ -1006,11 +1006,11 @@ DECLARE
   s         pawl.saga_event;
   v_at      timestamptz;
   v_pivot   bigint;
-  v_out     smallint[];  -- the steps whose jobs are out, below 0 for compensations,
-  v_jobs    bigint[];    -- and the jobs
   v_began   boolean;
   v_was     pawl.job_state;
   w         record;
+  o_steps   smallint[];  -- what is waited for, and the newest job for it
+  o_jobs    bigint[];
   v_steps   smallint[] := '{}';
   v_whats   pawl.saga_what[] := '{}';
 BEGIN
@@ -1021,22 +1021,24 @@ BEGIN
   SELECT y.* INTO s FROM pawl.saga_now(p_ns, p_saga) y;
   SELECT d.pivot INTO v_pivot FROM pawl.saga y JOIN pawl.saga_definition d ON d.ns = p_ns AND d.id = y.definition_id WHERE y.ns = p_ns AND y.id = p_saga;
   IF s.backward OR s.state = 'forced' THEN
-    SELECT array_agg(o.step), array_agg(o.job) INTO v_out, v_jobs
+    SELECT array_agg(x.step), array_agg(x.job) INTO o_steps, o_jobs
       FROM (
         SELECT DISTINCT ON (u.step) u.step, u.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) u(job, step)
         WHERE y.ns = p_ns AND y.saga_id = p_saga
           AND (u.step > 0 AND s.expanded & (1::bigint << u.step - 1) = 0 AND s.lined & ~(s.ok | s.refused | s.unknown) & (1::bigint << u.step - 1) <> 0
             OR u.step < 0 AND s.state = 'forced' AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
-        ORDER BY u.step, y.seq DESC) o;
+        ORDER BY u.step, y.seq DESC) x;
   END IF;
-  -- All lines, then claims in the order of their ids, as those lock them who end the jobs: nobody waits in a circle. Nothing is claimed meanwhile.
-  FOR w IN SELECT DISTINCT b.queue_id, b.priority FROM unnest(v_jobs) u CROSS JOIN LATERAL (SELECT x.queue_id, x.priority FROM pawl.job x WHERE x.ns = p_ns AND x.id = u OFFSET 0) b ORDER BY 1, 2 LOOP
-    PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, w.queue_id, w.priority));
-  END LOOP;
+  -- The lines, in order, then the claims, in order, as everyone takes them. Nobody claims a job between the look at it and the deed.
+  PERFORM pg_advisory_xact_lock(l.key)
+    FROM (SELECT DISTINCT pawl.line_key(p_ns, b.queue_id, b.priority) AS key FROM unnest(o_jobs) u(id) CROSS JOIN LATERAL (SELECT y.queue_id, y.priority FROM pawl.job y WHERE y.ns = p_ns AND y.id = u.id OFFSET 0) b ORDER BY 1) l;
   FOR w IN
-    SELECT u.step, u.job FROM ROWS FROM (unnest(v_out), unnest(v_jobs)) u(step, job) CROSS JOIN LATERAL pawl.job_state(p_ns, u.job) x ORDER BY x.claim_id, x.ordinal
+    SELECT u.step, u.job,
+      ARRAY(SELECT z.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) z(job, step) WHERE y.ns = p_ns AND y.saga_id = p_saga AND z.step = u.step) AS jobs
+    FROM ROWS FROM (unnest(o_steps), unnest(o_jobs)) u(step, job) CROSS JOIN LATERAL pawl.job_state(p_ns, u.job) x
+    ORDER BY x.claim_id, u.step
   LOOP
-    v_began := EXISTS (SELECT FROM pawl.job_attempts(p_ns, w.job) a WHERE a.claim_id IS NOT NULL);
+    v_began := EXISTS (SELECT FROM unnest(w.jobs) b CROSS JOIN LATERAL pawl.job_attempts(p_ns, b) a WHERE a.claim_id IS NOT NULL);
     CONTINUE WHEN v_began AND w.step > 0 AND v_pivot = 1::bigint << w.step - 1;
     v_was := (pawl.job_withdraw(p_ns, w.job, 'its saga compensates')).was;
     jobs := jobs + 1;
@@ -1048,7 +1050,7 @@ BEGIN
   IF cardinality(v_steps) > 0 THEN
     SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill(p_saga, ARRAY[cardinality(v_steps)]), v_steps, v_whats, array_fill(json_build_object('error', 'withdrawn from the line'), ARRAY[cardinality(v_steps)])) a;
   END IF;
-  -- Last, since it may have to wait for one who advances the saga; and only if that one has nothing more to withdraw.
+  -- Last, since who has the saga may be asking anew: that stays.
   DELETE FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1 AND y.at = v_at;
 END $$;
 -- +goose StatementEnd
@@ -1130,6 +1132,7 @@ BEGIN
       OR x.root_id <> x.id AND NOT EXISTS (SELECT FROM pawl.saga_now(p_ns, x.root_id) e WHERE e.state IN ('succeeded', 'compensated', 'forced'));
     DELETE FROM pawl.saga_event e WHERE e.ns = p_ns AND e.saga_id = x.id;
     DELETE FROM pawl.saga_timer e WHERE e.ns = p_ns AND e.saga_id = x.id;
+    DELETE FROM pawl.saga_hold e WHERE e.ns = p_ns AND e.saga_id = x.id;
     DELETE FROM pawl.saga e WHERE e.ns = p_ns AND e.id = x.id;
     removed := removed + 1;
   END LOOP;
