@@ -100,7 +100,7 @@ func TestEngine_withdrawRetriedPivot(t *testing.T) {
 }
 
 // A saga is forced to its end while its jobs are being withdrawn: neither waits for the other, and what was asked for last is done.
-func TestEngine_withdrawForced(t *testing.T) {
+func TestEngine_withdrawForced_timer(t *testing.T) {
 	t.Parallel()
 	prove(t, func(e *engine) error {
 		d := saga.Define[order]("order")
