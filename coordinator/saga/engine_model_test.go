@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	modelDefinitions = 48
+	modelDefinitions = 40
 	modelSagas       = 8 // of each
 	modelMovesMax    = 20_000
 	modelNoise       = 250 // moves after which nobody cancels any more and no session dies
