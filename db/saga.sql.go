@@ -81,6 +81,45 @@ func (q *Queries) HoldForSaga(ctx context.Context, arg HoldForSagaParams) (strin
 	return holder, err
 }
 
+const listAttemptsOfJobs = `-- name: ListAttemptsOfJobs :many
+SELECT j.id, j.max_attempts, coalesce(s.attempt, 0)::smallint AS attempt
+FROM pawl.job j CROSS JOIN LATERAL pawl.job_state(j.ns, j.id) s
+WHERE j.ns = $1::smallint AND j.id = ANY ($2::bigint[]) ORDER BY j.id LIMIT $3::int
+`
+
+type ListAttemptsOfJobsParams struct {
+	Ns        int16
+	JobIDs    []int64
+	LimitRows int32
+}
+
+type ListAttemptsOfJobsRow struct {
+	ID          int64
+	MaxAttempts int16
+	Attempt     int16
+}
+
+// Which attempt each job is at, or ended with; without those that are not kept any more.
+func (q *Queries) ListAttemptsOfJobs(ctx context.Context, arg ListAttemptsOfJobsParams) ([]ListAttemptsOfJobsRow, error) {
+	rows, err := q.db.Query(ctx, listAttemptsOfJobs, arg.Ns, arg.JobIDs, arg.LimitRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListAttemptsOfJobsRow
+	for rows.Next() {
+		var i ListAttemptsOfJobsRow
+		if err := rows.Scan(&i.ID, &i.MaxAttempts, &i.Attempt); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listSagaChildren = `-- name: ListSagaChildren :many
 SELECT coalesce(s.parent_step, 0)::smallint AS step, s.key FROM pawl.saga s WHERE s.ns = $1::smallint AND s.parent_id = $2::bigint ORDER BY s.id LIMIT $3::int
 `
@@ -269,6 +308,42 @@ func (q *Queries) ListSagaHolds(ctx context.Context, arg ListSagaHoldsParams) ([
 			return nil, err
 		}
 		items = append(items, name)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listSagaTimers = `-- name: ListSagaTimers :many
+SELECT t.step, t.at FROM pawl.saga_timer t WHERE t.ns = $1::smallint AND t.saga_id = $2::bigint AND t.step > 0 ORDER BY t.step LIMIT $3::int
+`
+
+type ListSagaTimersParams struct {
+	Ns        int16
+	SagaID    int64
+	LimitRows int32
+}
+
+type ListSagaTimersRow struct {
+	Step int16
+	At   time.Time
+}
+
+// When steps are over that wait for a time, or for a signal until then.
+func (q *Queries) ListSagaTimers(ctx context.Context, arg ListSagaTimersParams) ([]ListSagaTimersRow, error) {
+	rows, err := q.db.Query(ctx, listSagaTimers, arg.Ns, arg.SagaID, arg.LimitRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListSagaTimersRow
+	for rows.Next() {
+		var i ListSagaTimersRow
+		if err := rows.Scan(&i.Step, &i.At); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err

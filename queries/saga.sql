@@ -55,6 +55,16 @@ SELECT h.name FROM pawl.saga_hold h WHERE h.ns = @ns::smallint AND h.saga_id = @
 -- By the number of the step that each is.
 SELECT coalesce(s.parent_step, 0)::smallint AS step, s.key FROM pawl.saga s WHERE s.ns = @ns::smallint AND s.parent_id = @saga_id::bigint ORDER BY s.id LIMIT @limit_rows::int;
 
+-- name: ListSagaTimers :many
+-- When steps are over that wait for a time, or for a signal until then.
+SELECT t.step, t.at FROM pawl.saga_timer t WHERE t.ns = @ns::smallint AND t.saga_id = @saga_id::bigint AND t.step > 0 ORDER BY t.step LIMIT @limit_rows::int;
+
+-- name: ListAttemptsOfJobs :many
+-- Which attempt each job is at, or ended with; without those that are not kept any more.
+SELECT j.id, j.max_attempts, coalesce(s.attempt, 0)::smallint AS attempt
+FROM pawl.job j CROSS JOIN LATERAL pawl.job_state(j.ns, j.id) s
+WHERE j.ns = @ns::smallint AND j.id = ANY (@job_ids::bigint[]) ORDER BY j.id LIMIT @limit_rows::int;
+
 -- name: ListSagas :many
 -- Newest first below before_id, each as it stands.
 SELECT s.id, s.key, s.started_at, d.name, d.version, n.state::text AS state, n.at

@@ -14,6 +14,7 @@ import (
 	"github.com/pawl-dev/pawl/coordinator/job"
 	"github.com/pawl-dev/pawl/coordinator/lock"
 	"github.com/pawl-dev/pawl/coordinator/outbox"
+	"github.com/pawl-dev/pawl/coordinator/saga"
 	"github.com/pawl-dev/pawl/coordinator/session"
 	"github.com/pawl-dev/pawl/db"
 	"github.com/pawl-dev/pawl/db/migrate"
@@ -78,9 +79,9 @@ func exitCode(err error) int {
 	case errors.As(err, &own):
 		return own.code
 	case errors.As(err, &use), errors.As(err, &badURL), errors.Is(err, job.ErrInvalid), errors.Is(err, job.ErrPayloadTooLarge), errors.Is(err, lock.ErrInvalid),
-		errors.Is(err, outbox.ErrInvalid), errors.Is(err, coordinator.ErrUnknownSweep):
+		errors.Is(err, outbox.ErrInvalid), errors.Is(err, saga.ErrInvalid), errors.Is(err, saga.ErrPayloadTooLarge), errors.Is(err, coordinator.ErrUnknownSweep):
 		return exitUsage
-	case errors.Is(err, job.ErrNotFound), errors.Is(err, outbox.ErrNotFound), errors.Is(err, session.ErrNamespace):
+	case errors.Is(err, job.ErrNotFound), errors.Is(err, outbox.ErrNotFound), errors.Is(err, saga.ErrNotFound), errors.Is(err, saga.ErrUnregistered), errors.Is(err, session.ErrNamespace):
 		return exitNotFound
 	case errors.Is(err, errPending), errors.Is(err, migrate.ErrNewer), errors.Is(err, session.ErrSchema), errors.Is(err, job.ErrSchema), lacksSchema(err):
 		return exitSchema
@@ -139,7 +140,7 @@ func lastTry(err *pgconn.ConnectError) string {
 }
 
 // tags are where an error comes from, which tells a user nothing.
-var tags = []string{"job: ", "lock: ", "outbox: ", "session: ", "coordinator: ", "worker: ", "migrate: ", "pawl: "}
+var tags = []string{"job: ", "lock: ", "outbox: ", "saga: ", "session: ", "coordinator: ", "worker: ", "migrate: ", "pawl: "}
 
 func withoutTags(text string) string {
 	for _, tag := range tags {

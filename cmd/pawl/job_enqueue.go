@@ -47,7 +47,7 @@ func (c *jobEnqueueCmd) Run(a *app) error {
 	if n := len(c.Kind); n == 0 || n > 128 {
 		return usagef("--kind has 1 to 128 bytes, not %d", n)
 	}
-	args, err := c.readArgs(a.in)
+	args, err := readJSON("--args", c.Args, a.in)
 	if err != nil {
 		return err
 	}
@@ -113,21 +113,21 @@ func (c *jobEnqueueCmd) options(ns int16) []job.Option {
 	return opts
 }
 
-// readArgs reads the arguments from where they are and checks that they are JSON.
-func (c *jobEnqueueCmd) readArgs(in io.Reader) (json.RawMessage, error) {
-	text, where := []byte(c.Args), "--args"
-	file, named := strings.CutPrefix(c.Args, "@")
+// readJSON reads the value of a flag from where it is, JSON, @FILE or - for standard input, and checks that it is JSON.
+func readJSON(flag, value string, in io.Reader) (json.RawMessage, error) {
+	text, where := []byte(value), flag
+	file, named := strings.CutPrefix(value, "@")
 	var err error
 	switch {
 	case named:
 		where = file
 		f, oerr := os.Open(file)
 		if oerr != nil {
-			return nil, usagef("--args: %v", oerr)
+			return nil, usagef("%s: %v", flag, oerr)
 		}
 		defer f.Close()
 		text, err = io.ReadAll(io.LimitReader(f, argsBytesMax+1))
-	case c.Args == "-":
+	case value == "-":
 		where = "standard input"
 		text, err = io.ReadAll(io.LimitReader(in, argsBytesMax+1))
 	}

@@ -41,6 +41,7 @@ type cli struct {
 	Lock         lockCmd         `cmd:"" help:"Look at locks, take them away, run a command under one."`
 	Outbox       outboxCmd       `cmd:"" help:"Look at published events."`
 	Idempotency  idempotencyCmd  `cmd:"" help:"Look at idempotency keys."`
+	Saga         sagaCmd         `cmd:"" help:"Start, look at and steer sagas: steps in several services, undone if they cannot all be done."`
 	Subscription subscriptionCmd `cmd:"" help:"Look at subscriptions of events, and steer them."`
 	Session      sessionCmd      `cmd:"" help:"Look at the processes that take part."`
 	Sweep        sweepCmd        `cmd:"" help:"Run one sweep now, or list what the sweeps did."`
@@ -96,6 +97,17 @@ type subscriptionCmd struct {
 	Rewind subscriptionRewindCmd `cmd:"" help:"Deliver events again from a time on."`
 	Remove subscriptionRemoveCmd `cmd:"" help:"Remove a subscription that nobody needs any more."`
 	Replay subscriptionReplayCmd `cmd:"" help:"Try parked events now, those given up too, or remove those."`
+}
+
+type sagaCmd struct {
+	List        sagaListCmd        `cmd:"" help:"List sagas, newest first."`
+	Show        sagaShowCmd        `cmd:"" help:"Say what a saga needs, draw its steps, and tell what happened to it."`
+	Start       sagaStartCmd       `cmd:"" help:"Start a saga."`
+	Cancel      sagaCancelCmd      `cmd:"" help:"Undo a saga that has not passed its pivot."`
+	Retry       sagaRetryCmd       `cmd:"" help:"Try again what is stuck."`
+	Skip        sagaSkipCmd        `cmd:"" help:"Go on as if a stuck step, or its compensation, had ended."`
+	Force       sagaForceCmd       `cmd:"" help:"End a saga as it stands."`
+	Definitions sagaDefinitionsCmd `cmd:"" help:"List what services registered, and which steps nobody serves."`
 }
 
 type idempotencyCmd struct {

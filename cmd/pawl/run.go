@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/alecthomas/kong"
 )
@@ -71,7 +72,7 @@ func parseAndRun(a *app, args []string) error {
 		return usage(parser, err)
 	}
 	a.use(c.globals)
-	a.command = parsed.Command()
+	a.command, _, _ = strings.Cut(parsed.Command(), " <") // without arguments
 	return parsed.Run(a)
 }
 

@@ -48,7 +48,7 @@ func Skip(ctx context.Context, on DB, ns int16, id, step string, as Verdict, out
 	return act(ctx, on, fmt.Sprintf("skip step %q of", step), p)
 }
 
-// Force ends a saga as it stands: nothing more of it runs, and what is not undone stays. The error is ErrEnded, ErrNotFound.
+// Force ends a saga as it stands, and its children: nothing more of them runs, and what is not undone stays. The error is ErrEnded, ErrNotFound.
 func Force(ctx context.Context, on DB, ns int16, id, actor, reason string) error {
 	return act(ctx, on, "force", db.ActOnSagaParams{Ns: ns, Key: id, What: "forced", Actor: actor, Reason: reason})
 }

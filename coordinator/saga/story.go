@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -88,10 +89,14 @@ type StepStory struct {
 	Error     string          `json:"error,omitempty"`              // the last that is known
 	JobID     int64           `json:"job_id,string,omitempty"`      // 0: it has none yet
 	UndoJobID int64           `json:"undo_job_id,string,omitempty"` // 0: it has none yet
-	Child     string          `json:"child,omitempty"`              // the saga that the step is
-	Served    bool            `json:"served"`                       // a live worker has a handler for it, or it needs none
-	Units     int             `json:"units,omitempty"`
-	UnitsOver int             `json:"units_over,omitempty"`
+	// Attempt is the one of MaxAttempts that the last of these jobs is at or ended with; 0: there is none, or none that is kept.
+	Attempt     int        `json:"attempt,omitempty"`
+	MaxAttempts int        `json:"max_attempts,omitempty"`
+	Until       *time.Time `json:"until,omitempty"` // when the timer that runs is over, or a signal comes too late
+	Child       string     `json:"child,omitempty"` // the saga that the step is
+	Served      bool       `json:"served"`          // a live worker has a handler for it, or it needs none
+	Units       int        `json:"units,omitempty"`
+	UnitsOver   int        `json:"units_over,omitempty"`
 }
 
 // Event is what happened to a saga: started, succeeded, refused, exhausted, withdrawn, expanded, units, undone, undo_exhausted, cancelled, expired, retried, skipped, failed, forced or signalled.
@@ -220,8 +225,35 @@ func get(ctx context.Context, q *db.Queries, ns int16, id string) (*Story, error
 	for _, c := range children {
 		s.Steps[c.Step-1].Child = c.Key
 	}
+	timers, err := q.ListSagaTimers(ctx, db.ListSagaTimersParams{Ns: ns, SagaID: r.ID, LimitRows: StepsMax})
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range timers {
+		if st := &s.Steps[t.Step-1]; st.State == StepRunning {
+			st.Until = &t.At
+		}
+	}
+	if err := s.readAttempts(ctx, q, ns); err != nil {
+		return nil, err
+	}
 	s.Held, err = q.ListSagaHolds(ctx, db.ListSagaHoldsParams{Ns: ns, SagaID: r.ID, LimitRows: HeldMax})
 	return s, err
+}
+
+// readAttempts tells how often the steps have been tried.
+func (s *Story) readAttempts(ctx context.Context, q *db.Queries, ns int16) error {
+	step := map[int64]*StepStory{}
+	for i := range s.Steps {
+		if st := &s.Steps[i]; st.JobID != 0 || st.UndoJobID != 0 {
+			step[cmp.Or(st.UndoJobID, st.JobID)] = st
+		}
+	}
+	jobs, err := q.ListAttemptsOfJobs(ctx, db.ListAttemptsOfJobsParams{Ns: ns, JobIDs: slices.Collect(maps.Keys(step)), LimitRows: StepsMax})
+	for _, j := range jobs {
+		step[j.ID].Attempt, step[j.ID].MaxAttempts = int(j.Attempt), int(j.MaxAttempts)
+	}
+	return err
 }
 
 // tell makes the steps and the events out of what was appended.

@@ -112,7 +112,6 @@ type story struct {
 	handle  []func()                            // registers handlers of def's steps
 	handled map[string]bool                     // steps that have a handler
 	within  map[string][]string
-	fault   error
 }
 
 func (s *story) act(words []string) (result string, told []string) {

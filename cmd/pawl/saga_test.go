@@ -1,0 +1,361 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/user"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/coordinator/saga"
+	"github.com/pawl-dev/pawl/db/dbtest"
+	"github.com/pawl-dev/pawl/worker"
+)
+
+// checkoutOrder says what goes wrong with a checkout.
+type checkoutOrder struct {
+	Refuse string `json:"refuse,omitempty"` // the step that refuses
+	Break  string `json:"break,omitempty"`  // the step that fails until it is mended
+	Undo   string `json:"undo,omitempty"`   // the step whose compensation does
+}
+
+type checkoutOutput struct {
+	Done string `json:"done"`
+}
+
+// checkoutService is a diamond of steps with a pivot, and a step behind it.
+type checkoutService struct {
+	*saga.Definition[checkoutOrder]
+
+	steps  map[string]*saga.StepOf[checkoutOrder, checkoutOutput]
+	mended atomic.Bool
+}
+
+func newCheckout(t *testing.T, pool *pgxpool.Pool) *checkoutService {
+	t.Helper()
+	c := &checkoutService{Definition: saga.Define[checkoutOrder]("checkout", saga.Version(2)), steps: map[string]*saga.StepOf[checkoutOrder, checkoutOutput]{}}
+	fast := saga.Backoff(time.Millisecond, time.Millisecond)
+	tries := saga.MaxAttempts(2)
+	add := func(name string, opts ...saga.StepOption) saga.AnyStep {
+		s := saga.Step[checkoutOutput](c.Definition, name, append(opts, fast, tries, saga.Queue("shop"))...)
+		c.steps[name] = s
+		return s
+	}
+	undo := saga.Undo(fast, tries)
+	reserve := add("reserve", undo)
+	charge, label := add("charge", undo, saga.After(reserve)), add("label", undo, saga.After(reserve))
+	ship := add("ship", saga.Pivot(), saga.After(charge, label))
+	add("thank", saga.After(ship))
+	if err := c.Register(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// serve runs a worker that serves some of the steps until the test ends.
+func (c *checkoutService) serve(t *testing.T, pool *pgxpool.Pool, steps ...string) {
+	t.Helper()
+	w, err := worker.New(pool, worker.Config{Queues: map[string]int{"shop": 10}, Name: "shop", UnknownDelay: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range steps {
+		act := func(_ context.Context, call *saga.Call[checkoutOrder]) (checkoutOutput, error) {
+			switch {
+			case call.Input.Refuse == name:
+				return checkoutOutput{}, saga.Fail(errors.New("not with us"))
+			case call.Input.Break == name && !c.mended.Load():
+				return checkoutOutput{}, errors.New("out of order")
+			}
+			return checkoutOutput{name}, nil
+		}
+		undo := func(_ context.Context, call *saga.Call[checkoutOrder], _ *checkoutOutput) error {
+			if call.Input.Undo == name && !c.mended.Load() {
+				return errors.New("no way back")
+			}
+			return nil
+		}
+		if name == "ship" || name == "thank" {
+			undo = nil
+		}
+		saga.Handle(w, c.steps[name], act, undo)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+}
+
+// startSaga starts a checkout and waits until it is in a state.
+func startSaga(t *testing.T, url, id, input string, state saga.State) {
+	t.Helper()
+	got := mustJSON[struct {
+		ID        string
+		Duplicate bool
+	}](t, exitOK, url, "saga", "start", "checkout", "--id", id, "--input", input)
+	if got.ID != id || got.Duplicate {
+		t.Fatalf("got %+v", got)
+	}
+	awaitSaga(t, url, id, state)
+}
+
+func awaitSaga(t *testing.T, url, id string, state saga.State) saga.Story {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; runtime.Gosched() {
+		s := mustJSON[saga.Story](t, exitOK, url, "saga", "show", id)
+		if s.State == state {
+			return s
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("saga %s is %s, want %s:\n%s", id, s.State, state, must(t, exitOK, url, "saga", "show", id))
+		}
+	}
+}
+
+// advised returns the arguments of the command that "saga show" says to run.
+func advised(t *testing.T, url, id, command string) []string {
+	t.Helper()
+	out := must(t, exitOK, url, "saga", "show", id)
+	for line := range strings.Lines(out) {
+		if args, ok := strings.CutPrefix(strings.TrimSpace(line), "pawl "); ok && strings.HasPrefix(args, command+" ") {
+			args = strings.NewReplacer("'WHY'", "because", "OUTPUT", `{"done":"by-hand"}`).Replace(args)
+			return strings.Fields(args)
+		}
+	}
+	t.Fatalf("show advises no %q:\n%s", command, out)
+	return nil
+}
+
+func TestSagaStart(t *testing.T) {
+	t.Parallel()
+	pool, url := openPool(t)
+	refused(t, exitNotFound, url, []string{"saga", "start", "checkout"}, "checkout", "not registered")
+	newCheckout(t, pool)
+	mentions(t, must(t, exitOK, url, "saga", "start", "checkout", "--id", "a b", "--input", `{"refuse": "x"}`), "saga a b started")
+	mentions(t, must(t, exitOK, url, "saga", "start", "checkout", "--id", "a b", "--input", ` {"refuse" : "x"}`, "--version", "2"), "nothing started", "a b")
+	args := []string{"saga", "start", "checkout", "--input", "-", "--json"}
+	if a := pawlIn(t, url, strings.NewReader(`{"refuse": "ä"}`), args...); a.code != exitOK || strings.Count(a.out, "-") != 4 {
+		t.Errorf("without an id: got %+v", a)
+	}
+	refused(t, exitFailed, url, []string{"saga", "start", "checkout", "--id", "a b"}, "a b", "another input")
+	refused(t, exitNotFound, url, []string{"saga", "start", "checkout", "--version", "3"}, "version 3", "not registered")
+	for _, c := range []struct {
+		flags []string
+		want  []string
+	}{
+		{[]string{"--input", "{bad"}, []string{"--input is not JSON", "byte 2"}},
+		{[]string{"--input", "@/no/such/file"}, []string{"/no/such/file"}},
+		{[]string{"--input", `"` + strings.Repeat("x", 300_000) + `"`}, []string{"payload too large", "262144"}},
+		{[]string{"--version=-1"}, []string{"version -1"}},
+		{[]string{"--version", "new"}, []string{"new"}},
+		{[]string{"--id", strings.Repeat("i", 257)}, []string{"256 characters"}},
+	} {
+		refused(t, exitUsage, url, slices.Concat([]string{"saga", "start", "checkout"}, c.flags), c.want...)
+	}
+	if got := mustJSON[struct{ Sagas []saga.Summary }](t, exitOK, url, "saga", "list"); len(got.Sagas) != 2 {
+		t.Errorf("bad input left sagas: %+v", got.Sagas)
+	}
+}
+
+func TestSagaList(t *testing.T) {
+	t.Parallel()
+	pool, url := openPool(t)
+	type listing struct {
+		Sagas []saga.Summary
+		Next  string
+	}
+	if got := mustJSON[map[string]any](t, exitOK, url, "saga", "list"); got["sagas"] == nil {
+		t.Errorf("an empty listing has no list: %v", got)
+	}
+	c := newCheckout(t, pool)
+	start(t, url, "serve")
+	c.serve(t, pool, "reserve", "charge", "label", "ship", "thank")
+	startSaga(t, url, "good", `{}`, saga.StateSucceeded)
+	startSaga(t, url, "stuck", `{"break": "thank"}`, saga.StateStuck)
+	startSaga(t, url, "bad", `{"refuse": "charge"}`, saga.StateCompensated)
+	for _, x := range []struct {
+		flags []string
+		want  string
+	}{
+		{nil, "bad stuck good, next "},
+		{[]string{"--state", "stuck"}, "stuck, next "},
+		{[]string{"--state", "succeeded", "--name", "checkout"}, "good, next "},
+		{[]string{"--name", "nope"}, ", next "},
+		{[]string{"--limit", "2"}, "bad stuck, next stuck"},
+		{[]string{"--before", "stuck"}, "good, next "},
+	} {
+		got := mustJSON[listing](t, exitOK, url, append([]string{"saga", "list"}, x.flags...)...)
+		var ids []string
+		for _, s := range got.Sagas {
+			ids = append(ids, s.ID)
+		}
+		if text := strings.Join(ids, " ") + ", next " + got.Next; text != x.want {
+			t.Errorf("list %v: got %q, want %q", x.flags, text, x.want)
+		}
+	}
+	a := pawl(t, url, "saga", "list", "--limit", "2")
+	mentions(t, a.out, "ID", "STUCK", "compensated", "checkout", "SINCE")
+	mentions(t, a.err, "1 of these is stuck", "pawl saga show", "--before stuck")
+	mentions(t, pawl(t, url, "saga", "list", "--state", "forced").err, "no such sagas")
+	refused(t, exitNotFound, url, []string{"saga", "list", "--before", "nope"}, "nope", "not found")
+	refused(t, exitUsage, url, []string{"saga", "list", "--state", "nope"}, "nope", "stuck")
+	refused(t, exitUsage, url, []string{"saga", "list", "--limit", "1001"}, "--limit")
+}
+
+func TestSagaDefinitions(t *testing.T) {
+	t.Parallel()
+	pool, url := openPool(t)
+	if got := mustJSON[map[string]any](t, exitOK, url, "saga", "definitions"); got["definitions"] == nil {
+		t.Errorf("an empty listing has no list: %v", got)
+	}
+	mentions(t, pawl(t, url, "saga", "definitions").err, "services register them")
+	c := newCheckout(t, pool)
+	out := must(t, exitOK, url, "saga", "definitions")
+	mentions(t, out, "NAME", "UNSERVED", "all")
+	startSaga(t, url, "one", `{}`, saga.StateRunning)
+	mentions(t, must(t, exitOK, url, "saga", "show", "one"), "NOT SERVED  reserve waits in queue shop", "AHEAD       No live worker serves charge, label, ship, thank")
+	c.serve(t, pool, "reserve", "charge", "thank")
+	for !strings.Contains(must(t, exitOK, url, "saga", "definitions"), "label,ship") {
+		runtime.Gosched()
+	}
+	type listing struct{ Definitions []saga.Registered }
+	got := mustJSON[listing](t, exitOK, url, "saga", "definitions")
+	if d := got.Definitions; len(d) != 1 || d[0].Name != "checkout" || d[0].Version != 2 || d[0].Open != 1 || len(d[0].Steps) != 5 || !d[0].Steps[0].Served || d[0].Steps[2].Served {
+		t.Errorf("got %+v", got)
+	}
+	for !strings.Contains(must(t, exitOK, url, "saga", "show", "one"), "NOT SERVED  label waits in queue shop") {
+		runtime.Gosched()
+	}
+	mentions(t, must(t, exitOK, url, "saga", "show", "one"), "AHEAD       No live worker serves ship;", "✓      reserve       succeeded  shop", "1/2", `{"done":"reserve"}`)
+}
+
+// TestSagaStuck gets sagas that are stuck to their ends by the commands that show says.
+func TestSagaStuck(t *testing.T) {
+	t.Parallel()
+	pool, url := openPool(t)
+	c := newCheckout(t, pool)
+	start(t, url, "serve")
+	c.serve(t, pool, "reserve", "charge", "label", "ship", "thank")
+	const noWayBack, broken = `{"refuse": "ship", "undo": "charge"}`, `{"break": "ship"}`
+	for _, id := range []string{"undo-skip", "undo-force", "undo-retry"} {
+		startSaga(t, url, id, noWayBack, saga.StateStuck)
+	}
+	startSaga(t, url, "pivot-done", broken, saga.StateStuck)
+	startSaga(t, url, "pivot-not-done", broken, saga.StateStuck)
+
+	out := must(t, exitOK, url, "saga", "show", "undo-skip")
+	mentions(t, out, "saga undo-skip  checkout version 2  STUCK for", "because     ship refused: not with us", "STUCK       the compensation of charge used up its attempts (2 of 2)", "no way back",
+		"not undone before it is: reserve", "✓      reserve       succeeded  shop", "├─!─┐  charge        stuck      shop   2/2", "└─↶─┤  label         undone     shop   1/2",
+		"✗      ship (pivot)  refused    shop   1/2", "·      thank         not begun  shop   -", "undo_exhausted", "→ STUCK; no way back")
+	mentions(t, must(t, exitOK, url, advised(t, url, "undo-skip", "job show")...), "saga:checkout@2/charge/undo", "no way back")
+
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	type acted struct {
+		ID, Did    string
+		Was, State saga.State
+	}
+	skip := advised(t, url, "undo-skip", "saga skip")
+	refused(t, exitUsage, url, skip, "charge is undone", "--yes")
+	refused(t, exitFailed, url, []string{"saga", "skip", "undo-skip", "charge", "--as", "not-done", "--reason", "x", "--yes"}, "no way back behind the pivot")
+	refused(t, exitFailed, url, []string{"saga", "skip", "undo-skip", "label", "--as", "done", "--reason", "x", "--yes"}, "label", "not stuck")
+	if got := mustJSON[acted](t, exitOK, url, append(skip, "--yes")...); got.ID != "undo-skip" || got.Did != "skipped" || got.Was != saga.StateStuck || got.State == saga.StateStuck {
+		t.Errorf("got %+v", got)
+	}
+	s := awaitSaga(t, url, "undo-skip", saga.StateCompensated)
+	if i := slices.IndexFunc(s.Events, func(e saga.Event) bool { return e.What == "skipped" }); i < 0 || s.Events[i].Actor != me.Username || s.Events[i].Step != "charge" {
+		t.Errorf("got %+v", s.Events)
+	}
+	mentions(t, must(t, exitOK, url, "saga", "show", "undo-skip"), "»─┐  charge        skipped", "by "+me.Username+"; because", "compensated")
+
+	force := append(advised(t, url, "undo-force", "saga force"), "--actor", "mia")
+	refused(t, exitUsage, url, force, "ends as it stands", "Done, and stays so: reserve.", "nobody knows: charge.", "Never begun: thank.", "--yes")
+	mentions(t, must(t, exitOK, url, append(force, "--yes")...), "saga undo-force was stuck, and is forced now\n")
+	mentions(t, must(t, exitOK, url, "saga", "show", "undo-force"), "forced to an end as it stood by mia: because", "  forced ")
+	refused(t, exitFailed, url, append(force, "--yes"), "ended", "forced")
+
+	done := append(advised(t, url, "pivot-done", "saga skip"), "--yes")
+	mentions(t, must(t, exitOK, url, done...), "saga pivot-done was stuck, and is ")
+	s = awaitSaga(t, url, "pivot-done", saga.StateSucceeded)
+	if st := s.Steps[3]; st.State != saga.StepSkipped || string(inline(st.Output)) != `{"done":"by-hand"}` {
+		t.Errorf("got %+v", st)
+	}
+
+	refused(t, exitUsage, url, []string{"saga", "skip", "pivot-not-done", "ship", "--as", "not-done", "--output", "1", "--reason", "x"}, "--output needs --as done")
+	refused(t, exitUsage, url, []string{"saga", "skip", "pivot-not-done", "ship", "--as", "perhaps", "--reason", "x"}, `"done","not-done"`)
+	refused(t, exitNotFound, url, []string{"saga", "skip", "pivot-not-done", "nope", "--as", "done", "--reason", "x", "--yes"}, "no step nope")
+	out = must(t, exitOK, url, "saga", "show", "pivot-not-done")
+	mentions(t, out, "ship, the pivot, used up its attempts, and nobody knows whether it was done (2 of 2); the last error: ", "pawl saga skip pivot-not-done ship --as not-done --reason 'WHY'")
+	mentions(t, must(t, exitOK, url, "saga", "skip", "pivot-not-done", "ship", "--as", "not-done", "--reason", "the carrier says so", "--yes"), "saga pivot-not-done was stuck, and is compensat")
+	awaitSaga(t, url, "pivot-not-done", saga.StateCompensated)
+	mentions(t, must(t, exitOK, url, "saga", "show", "pivot-not-done"), "ship was not done, as was said by "+me.Username+": the carrier says so")
+
+	c.mended.Store(true)
+	retry := advised(t, url, "undo-retry", "saga retry")
+	refused(t, exitUsage, url, []string{"saga", "retry", "undo-retry"}, "--reason")
+	refused(t, exitUsage, url, []string{"saga", "retry", "undo-retry", "--reason", " "}, "--reason is empty")
+	mentions(t, must(t, exitOK, url, retry...), "saga undo-retry was stuck, and is ")
+	awaitSaga(t, url, "undo-retry", saga.StateCompensated)
+	refused(t, exitFailed, url, retry, "has ended", "compensated")
+	refused(t, exitNotFound, url, []string{"saga", "retry", "nope", "--reason", "x"}, "nope", "not found")
+	refused(t, exitNotFound, url, []string{"saga", "show", "nope"}, "nope", "not found")
+}
+
+func TestSagaCancel(t *testing.T) {
+	t.Parallel()
+	pool, url := openPool(t)
+	c := newCheckout(t, pool)
+	start(t, url, "serve")
+	c.serve(t, pool, "reserve", "charge", "ship") // not label
+	startSaga(t, url, "early", `{}`, saga.StateRunning)
+	for mustJSON[saga.Story](t, exitOK, url, "saga", "show", "early").Steps[1].State != saga.StepSucceeded {
+		runtime.Gosched()
+	}
+	refused(t, exitFailed, url, []string{"saga", "retry", "early", "--reason", "x"}, "not stuck", "running")
+	cancel := []string{"saga", "cancel", "early", "--reason", "the customer called", "--actor", "mia"}
+	mentions(t, must(t, exitOK, url, cancel...), "saga early was running, and is compensating now: running label\n")
+	mentions(t, must(t, exitOK, url, cancel...), "saga early is left as it is: it is compensating now")
+	for !strings.Contains(must(t, exitOK, url, "saga", "show", "early"), "NOT SERVED  the compensation of label waits in queue shop") { // whose job was looked at, and so may have begun
+		runtime.Gosched()
+	}
+	c.serve(t, pool, "label")
+	awaitSaga(t, url, "early", saga.StateCompensated)
+	mentions(t, must(t, exitOK, url, "saga", "show", "early"), "because     it was cancelled by mia: the customer called", "→ compensating; by mia; the customer called")
+	refused(t, exitFailed, url, cancel, "has ended", "compensated")
+
+	startSaga(t, url, "late", `{}`, saga.StateRunning)
+	for mustJSON[saga.Story](t, exitOK, url, "saga", "show", "late").Steps[3].State != saga.StepSucceeded {
+		runtime.Gosched()
+	}
+	refused(t, exitFailed, url, []string{"saga", "cancel", "late", "--reason", "x"}, "passed its pivot", "goes forward")
+	refused(t, exitNotFound, url, []string{"saga", "cancel", "nope", "--reason", "x"}, "nope", "not found")
+}
+
+// TestSagaNamespace works in another namespace, and says commands for it.
+func TestSagaNamespace(t *testing.T) {
+	t.Parallel()
+	url := dbtest.NewURL(t)
+	pool, err := poolOf(t, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, pool, "INSERT INTO pawl.namespace (ns, name) VALUES (7, 'billing')")
+	d := saga.Define[checkoutOrder]("bill", saga.Namespace(7))
+	saga.Step[checkoutOutput](d, "a")
+	if err := d.Register(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	must(t, exitOK, url, "saga", "start", "bill", "--id", "x", "--namespace", "billing")
+	mentions(t, must(t, exitOK, url, "saga", "show", "x", "--namespace", "billing"), "NOT SERVED  a waits in queue default")
+	refused(t, exitNotFound, url, []string{"saga", "show", "x"}, "x", "not found")
+	mentions(t, fmt.Sprint(mustJSON[map[string]any](t, exitOK, url, "saga", "force", "x", "--reason", "r", "--yes", "--namespace", "7")), "did:forced", "state:forced", "was:running")
+}
