@@ -342,6 +342,7 @@ DECLARE
   v_failed  int[];
   v_child   bigint;
   v_key     text;
+  v_error   text;
 BEGIN
   queues := '{}';
   ended := '{}';
@@ -402,54 +403,53 @@ BEGIN
         s := v_was;  -- not waited for, or not any more
         CONTINUE;
       END IF;
+      IF it.what = 'succeeded' AND d.types[it.step] IN ('each', 'child') AND s.expanded & v_bit = 0 THEN
+        -- Its job has told of what it consists. Where none of that can begin, nothing was done.
+        v_error := CASE WHEN s.backward THEN 'the saga compensates'
+          WHEN d.types[it.step] = 'each' AND json_typeof(it.detail) IS DISTINCT FROM 'array' THEN 'its units are not an array'
+          WHEN d.types[it.step] = 'child' AND it.detail IS NULL THEN 'it gave no input' END;
+        IF v_error IS NULL AND d.types[it.step] = 'child' THEN
+          v_key := g.key || '/' || d.steps[it.step];
+          v_child := nextval('pawl.saga_id');
+          INSERT INTO pawl.saga (ns, id, root_id, parent_id, parent_step, definition_id, started_at, deadline_at, key, started_by, input, headers)
+            SELECT p_ns, v_child, g.root_id, g.id, it.step, y.id, v_now, v_now + y.deadline_ms * interval '1 ms', v_key, 'pawl', it.detail, g.headers
+              FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = d.children[it.step]
+            ON CONFLICT DO NOTHING;
+          IF FOUND THEN
+            INSERT INTO pawl.saga_timer (ns, saga_id, step, at) SELECT p_ns, v_child, 0, y.deadline_at FROM pawl.saga y WHERE y.ns = p_ns AND y.id = v_child AND y.deadline_at IS NOT NULL;
+            n_sagas := n_sagas || v_child;
+            n_steps := n_steps || 0::smallint;
+            n_whats := n_whats || 'started'::pawl.saga_what;
+            n_details := n_details || NULL::json;
+          ELSE
+            v_error := format('there is a saga %s already', v_key);
+          END IF;
+        END IF;
+        it.what := CASE WHEN v_error IS NULL THEN 'expanded' ELSE 'refused' END;
+        s.what := it.what;
+        s.detail := json_build_object('error', v_error);
+      END IF;
       CASE it.what
         WHEN 'started' THEN
           NULL;
         WHEN 'succeeded' THEN
-          IF d.types[it.step] IN ('each', 'child') AND s.expanded & v_bit = 0 THEN
-            s.what := 'expanded';
-            s.expanded := s.expanded | v_bit;
-            s.detail := NULL;
-            IF NOT s.backward THEN
-              IF d.types[it.step] = 'each' THEN
-                s.units := json_array_length(it.detail);
-                s.units_over := 0;
-                s.units_bad := 0;
-                IF s.units = 0 THEN
-                  s.ok := s.ok | v_bit;
-                ELSE
-                  s.jobs := pawl.saga_units(g, d, it.step, it.detail, NULL);
-                  s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
-                  queues := queues || d.queues[it.step];
-                END IF;
-              ELSE
-                v_key := g.key || '/' || d.steps[it.step];
-                v_child := nextval('pawl.saga_id');
-                INSERT INTO pawl.saga (ns, id, root_id, parent_id, parent_step, definition_id, started_at, deadline_at, key, started_by, input, headers)
-                  SELECT p_ns, v_child, g.root_id, g.id, it.step, y.id, v_now, v_now + y.deadline_ms * interval '1 ms', v_key, 'pawl', it.detail, g.headers
-                    FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = d.children[it.step]
-                  ON CONFLICT DO NOTHING;
-                IF FOUND THEN
-                  INSERT INTO pawl.saga_timer (ns, saga_id, step, at) SELECT p_ns, v_child, 0, y.deadline_at FROM pawl.saga y WHERE y.ns = p_ns AND y.id = v_child AND y.deadline_at IS NOT NULL;
-                  n_sagas := n_sagas || v_child;
-                  n_steps := n_steps || 0::smallint;
-                  n_whats := n_whats || 'started'::pawl.saga_what;
-                  n_details := n_details || NULL::json;
-                ELSE  -- another has its id: nothing was done
-                  s.what := 'refused';
-                  s.refused := s.refused | v_bit;
-                  s.backward := true;
-                  s.detail := json_build_object('error', format('there is a saga %s already', v_key));
-                END IF;
-              END IF;
+          s.ok := s.ok | v_bit;
+          IF v_bit = d.pivot THEN
+            s.backward := false;
+          END IF;
+        WHEN 'expanded' THEN
+          s.expanded := s.expanded | v_bit;
+          s.detail := NULL;
+          IF d.types[it.step] = 'each' THEN
+            s.units := json_array_length(it.detail);
+            s.units_over := 0;
+            s.units_bad := 0;
+            IF s.units = 0 THEN
+              s.ok := s.ok | v_bit;
             ELSE
-              s.what := 'refused';  -- it compensates meanwhile: nothing of the step is begun
-              s.refused := s.refused | v_bit;
-            END IF;
-          ELSE
-            s.ok := s.ok | v_bit;
-            IF v_bit = d.pivot THEN
-              s.backward := false;
+              s.jobs := pawl.saga_units(g, d, it.step, it.detail, NULL);
+              s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
+              queues := queues || d.queues[it.step];
             END IF;
           END IF;
         WHEN 'refused', 'withdrawn' THEN
