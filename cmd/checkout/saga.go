@@ -49,7 +49,7 @@ type welcome struct {
 
 func newCheckout(ns int16) *checkout {
 	soon := saga.Backoff(50*time.Millisecond, time.Second) // in this example the reason is nearly always a process that was killed, or an answer that was lost
-	first := saga.Priority(1) // before other orders are accepted
+	first := saga.Priority(1)                              // before other orders are accepted
 	at := func(service string) saga.StepOption { return saga.Queue(queuePrefix + service) }
 	c := &checkout{Definition: saga.Define[Order](SagaName, saga.Namespace(ns))}
 	c.accept = saga.Step[saga.None](c.Definition, "accept", at(ServiceShop), soon, saga.Undo(soon))

@@ -158,7 +158,27 @@ func sagaStories() map[string]*sagaStory {
 	hostile := checkoutSaga(run, []saga.StepStory{failed(step("a", saga.StepRunning), "a\x1b[31m\nb")}, happened(0, "retried", "", run, `{"reason": "a\u001b[31m\nb"}`, "m\x1bia"))
 	hostile.ID, hostile.StartedBy, hostile.Input = "a\x1b[31m\nb", "\x1b", json.RawMessage(`"\x1b"`)
 
+	due := sagaBegin.Add(5 * time.Minute)
+	timer.Until = &due
+	late := on(step("late", saga.StepUndoing), "inventory")
+	late.UndoJobID, late.Attempt, late.MaxAttempts = 1000, 2, 25
+	overdue := checkoutSaga(back, []saga.StepStory{timer, late, step("never", saga.StepWaiting, "late")}, happened(time.Second, "expired", "", back, "null", ""))
+	overdue.jobs = map[int64]*job.Story{1000: tried(job.StateRetrying, 2, -11*time.Minute, "out of order")}
+
+	var all []saga.StepStory
+	for i := range 8 {
+		st := failed(step(fmt.Sprintf("s%d", i), saga.StepStuck), "full")
+		st.UndoJobID = int64(1 + i)
+		all = append(all, st)
+	}
+	many := checkoutSaga(saga.StateStuck, all, happened(0, "cancelled", "", back, `{"reason": "x"}`, "mia"))
+	for i := range 300 {
+		many.Events = append(many.Events, happened(time.Duration(i)*time.Minute, "undo_exhausted", fmt.Sprintf("s%d", i%8), saga.StateStuck, `{"error": "full"}`, ""))
+	}
+	many.At = sagaBegin
+
 	return map[string]*sagaStory{
+		"overdue": overdue, "many": many,
 		"chain": chain, "wide": wide, "compensating": compensating, "stuck": stuck, "pivot": atPivot, "each": units, "waiting": waiting, "forced": forced, "hostile": hostile,
 	}
 }

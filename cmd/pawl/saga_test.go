@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os/user"
-	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -90,7 +89,12 @@ func (c *checkoutService) serve(t *testing.T, pool *pgxpool.Pool, steps ...strin
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // startSaga starts a checkout and waits until it is in a state.
@@ -106,15 +110,46 @@ func startSaga(t *testing.T, url, id, input string, state saga.State) {
 	awaitSaga(t, url, id, state)
 }
 
-func awaitSaga(t *testing.T, url, id string, state saga.State) saga.Story {
+// awaitSaga waits until a saga is in a state.
+func awaitSaga(t *testing.T, url, id string, state saga.State) (s saga.Story) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; runtime.Gosched() {
-		s := mustJSON[saga.Story](t, exitOK, url, "saga", "show", id)
-		if s.State == state {
-			return s
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("saga %s is %s, want %s:\n%s", id, s.State, state, must(t, exitOK, url, "saga", "show", id))
+	eventually(t, func() bool {
+		s = mustJSON[saga.Story](t, exitOK, url, "saga", "show", id)
+		return s.State == state
+	}, func() string {
+		return fmt.Sprintf("saga %s to be %s:\n%s", id, state, must(t, exitOK, url, "saga", "show", id))
+	})
+	return s
+}
+
+// awaitStep waits until a step of a saga, by its number from 0, has succeeded.
+func awaitStep(t *testing.T, url, id string, step int) {
+	t.Helper()
+	eventually(t, func() bool {
+		return mustJSON[saga.Story](t, exitOK, url, "saga", "show", id).Steps[step].State == saga.StepSucceeded
+	}, func() string {
+		return fmt.Sprintf("step %d of saga %s to succeed:\n%s", step, id, must(t, exitOK, url, "saga", "show", id))
+	})
+}
+
+// awaitText waits until a command prints something.
+func awaitText(t *testing.T, url, text string, args ...string) {
+	t.Helper()
+	eventually(t, func() bool { return strings.Contains(must(t, exitOK, url, args...), text) }, func() string {
+		return fmt.Sprintf("%q in:\n%s", text, must(t, exitOK, url, args...))
+	})
+}
+
+// eventually waits until ok; else what says for what it was in vain.
+func eventually(t *testing.T, ok func() bool, what func() string) {
+	t.Helper()
+	tick, end := time.NewTicker(10*time.Millisecond), time.After(patience)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("waited in vain for %s", what())
 		}
 	}
 }
@@ -222,17 +257,13 @@ func TestSagaDefinitions(t *testing.T) {
 	startSaga(t, url, "one", `{}`, saga.StateRunning)
 	mentions(t, must(t, exitOK, url, "saga", "show", "one"), "NOT SERVED  reserve waits in queue shop", "AHEAD       No live worker serves charge, label, ship, thank")
 	c.serve(t, pool, "reserve", "charge", "thank")
-	for !strings.Contains(must(t, exitOK, url, "saga", "definitions"), "label,ship") {
-		runtime.Gosched()
-	}
+	awaitText(t, url, "label,ship", "saga", "definitions")
 	type listing struct{ Definitions []saga.Registered }
 	got := mustJSON[listing](t, exitOK, url, "saga", "definitions")
 	if d := got.Definitions; len(d) != 1 || d[0].Name != "checkout" || d[0].Version != 2 || d[0].Open != 1 || len(d[0].Steps) != 5 || !d[0].Steps[0].Served || d[0].Steps[2].Served {
 		t.Errorf("got %+v", got)
 	}
-	for !strings.Contains(must(t, exitOK, url, "saga", "show", "one"), "NOT SERVED  label waits in queue shop") {
-		runtime.Gosched()
-	}
+	awaitText(t, url, "NOT SERVED  label waits in queue shop", "saga", "show", "one")
 	mentions(t, must(t, exitOK, url, "saga", "show", "one"), "AHEAD       No live worker serves ship;", "✓      reserve       succeeded  shop", "1/2", `{"done":"reserve"}`)
 }
 
@@ -286,7 +317,7 @@ func TestSagaStuck(t *testing.T) {
 	done := append(advised(t, url, "pivot-done", "saga skip"), "--yes")
 	mentions(t, must(t, exitOK, url, done...), "saga pivot-done was stuck, and is ")
 	s = awaitSaga(t, url, "pivot-done", saga.StateSucceeded)
-	if st := s.Steps[3]; st.State != saga.StepSkipped || string(inline(st.Output)) != `{"done":"by-hand"}` {
+	if st := s.Steps[3]; st.State != saga.StepSkipped || inline(st.Output) != `{"done":"by-hand"}` {
 		t.Errorf("got %+v", st)
 	}
 
@@ -317,25 +348,19 @@ func TestSagaCancel(t *testing.T) {
 	start(t, url, "serve")
 	c.serve(t, pool, "reserve", "charge", "ship") // not label
 	startSaga(t, url, "early", `{}`, saga.StateRunning)
-	for mustJSON[saga.Story](t, exitOK, url, "saga", "show", "early").Steps[1].State != saga.StepSucceeded {
-		runtime.Gosched()
-	}
+	awaitStep(t, url, "early", 1)
 	refused(t, exitFailed, url, []string{"saga", "retry", "early", "--reason", "x"}, "not stuck", "running")
 	cancel := []string{"saga", "cancel", "early", "--reason", "the customer called", "--actor", "mia"}
 	mentions(t, must(t, exitOK, url, cancel...), "saga early was running, and is compensating now: running label\n")
 	mentions(t, must(t, exitOK, url, cancel...), "saga early is left as it is: it is compensating now")
-	for !strings.Contains(must(t, exitOK, url, "saga", "show", "early"), "NOT SERVED  the compensation of label waits in queue shop") { // whose job was looked at, and so may have begun
-		runtime.Gosched()
-	}
+	awaitText(t, url, "NOT SERVED  the compensation of label waits in queue shop", "saga", "show", "early") // whose job was looked at, and so may have begun
 	c.serve(t, pool, "label")
 	awaitSaga(t, url, "early", saga.StateCompensated)
 	mentions(t, must(t, exitOK, url, "saga", "show", "early"), "because     it was cancelled by mia: the customer called", "→ compensating; by mia; the customer called")
 	refused(t, exitFailed, url, cancel, "has ended", "compensated")
 
 	startSaga(t, url, "late", `{}`, saga.StateRunning)
-	for mustJSON[saga.Story](t, exitOK, url, "saga", "show", "late").Steps[3].State != saga.StepSucceeded {
-		runtime.Gosched()
-	}
+	awaitStep(t, url, "late", 3)
 	refused(t, exitFailed, url, []string{"saga", "cancel", "late", "--reason", "x"}, "passed its pivot", "goes forward")
 	refused(t, exitNotFound, url, []string{"saga", "cancel", "nope", "--reason", "x"}, "nope", "not found")
 }
@@ -358,4 +383,58 @@ func TestSagaNamespace(t *testing.T) {
 	mentions(t, must(t, exitOK, url, "saga", "show", "x", "--namespace", "billing"), "NOT SERVED  a waits in queue default")
 	refused(t, exitNotFound, url, []string{"saga", "show", "x"}, "x", "not found")
 	mentions(t, fmt.Sprint(mustJSON[map[string]any](t, exitOK, url, "saga", "force", "x", "--reason", "r", "--yes", "--namespace", "7")), "did:forced", "state:forced", "was:running")
+}
+
+// TestSagaParts shows a saga whose steps are units, another saga, a time and a signal.
+func TestSagaParts(t *testing.T) {
+	t.Parallel()
+	pool, url := openPool(t)
+	start(t, url, "serve")
+	fast, once := saga.Backoff(time.Millisecond, time.Millisecond), saga.MaxAttempts(1)
+	bill := saga.Define[checkoutOrder]("bill")
+	print := saga.Step[checkoutOutput](bill, "print", saga.Pivot(), fast, once)
+	order := saga.Define[checkoutOrder]("order")
+	child := saga.Child(order, "bill", bill, saga.ReadOnly())
+	parcels := saga.Each[int, checkoutOutput](order, "parcels", saga.ReadOnly(), fast, once)
+	saga.Timer(order, "cool-down", time.Hour)
+	saga.Signal[bool](order, "approval", saga.Expires(2*time.Hour))
+	for _, register := range []func(context.Context, saga.DB) error{bill.Register, order.Register} {
+		if err := register(t.Context(), pool); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, err := worker.New(pool, worker.Config{Queues: map[string]int{"default": 10}, Name: "parts"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	saga.Handle(w, print, func(context.Context, *saga.Call[checkoutOrder]) (out checkoutOutput, err error) {
+		return out, errors.New("no paper")
+	}, nil)
+	saga.HandleChild(w, child, func(_ context.Context, c *saga.Call[checkoutOrder]) (checkoutOrder, error) { return c.Input, nil }, nil)
+	saga.HandleEach(w, parcels, func(context.Context, *saga.Call[checkoutOrder]) ([]int, error) { return []int{1, 2, 3}, nil },
+		func(context.Context, *saga.Call[checkoutOrder], int) (out checkoutOutput, err error) { return out, nil }, nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+
+	must(t, exitOK, url, "saga", "start", "order", "--id", "o 1")
+	awaitText(t, url, "saga o 1/bill", "saga", "show", "o 1")
+	awaitSaga(t, url, "o 1/bill", saga.StateStuck)
+	awaitStep(t, url, "o 1", 1)
+	out := must(t, exitOK, url, "saga", "show", "o 1")
+	mentions(t, out, "STUCK       bill waits for saga o 1/bill, which is stuck. See what it needs:\n      pawl saga show 'o 1/bill'\n", "running    default  -        saga o 1/bill STUCK",
+		"3 of 3 units over", "over in 59m", "WAITS       approval waits for its signal, which somebody must send; without it, the step fails in 1h59m", "waits for its signal, and fails in 1h59m",
+		"into 3 units", "is saga o 1/bill")
+	mentions(t, must(t, exitOK, url, "saga", "show", "o 1/bill"), "no paper", "part of  saga o 1, which waits for it", "pawl saga skip 'o 1/bill' print --as done")
+	must(t, exitOK, url, "saga", "force", "o 1/bill", "--reason", "no paper anywhere", "--yes")
+	s := awaitSaga(t, url, "o 1", saga.StateCompensated)
+	if s.Steps[0].State != saga.StepUnknown || s.Steps[3].State != saga.StepRefused {
+		t.Errorf("got %+v", s.Steps)
+	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	modelDefinitions = 48
+	modelDefinitions = 40
 	modelSagas       = 8 // of each
 	modelMovesMax    = 20_000
 	modelNoise       = 250 // moves after which nobody cancels any more and no session dies
@@ -328,7 +328,7 @@ func (m *sagaModel) count(a *attempt, outcome, counted string) {
 	case a.undo:
 	case counted == "succeeded":
 		s.ok[i] = true
-	case counted == "discarded" && outcome == "refused" && !(s.steps[i].behind && i != s.pivot):
+	case counted == "discarded" && outcome == "refused" && (!s.steps[i].behind || i == s.pivot):
 		s.refused[i] = true
 	case counted == "discarded" || counted == "cancelled":
 		s.unknown[i] = true

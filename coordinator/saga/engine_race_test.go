@@ -242,6 +242,91 @@ func TestEngine_withdrawPivot(t *testing.T) {
 	}
 }
 
+// A saga is forced while its jobs are being withdrawn: they do not wait for each other in a circle, and what is to be withdrawn once more is not forgotten.
+func TestEngine_withdrawForced(t *testing.T) {
+	t.Parallel()
+	d := saga.Define[order]("forced")
+	engineStep(d, "a")
+	engineStep(d, "b")
+	e := newEngine(t)
+	registered(e, e.pool, d)
+	e.mustStart("forced", "forced:1")
+	e.mustAct("forced:1", "cancelled", nil)
+	conns := e.conns(3)
+	tx, err := conns[0].Begin(e.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	as, err := e.claim(tx, 1)
+	if err != nil || len(as) != 1 {
+		t.Fatalf("claim: %v, %v", as, err)
+	}
+	withdrawn, forced := make(chan error, 1), make(chan error, 1)
+	go func() { withdrawn <- e.sweep(conns[1]) }()
+	e.awaitBlocked(conns[1].PgConn().PID())
+	go func() { forced <- e.act(conns[2], "forced:1", "forced", nil) }()
+	blocked, err := e.blockedOrDone(conns[2].PgConn().PID(), forced)
+	if err := errors.Join(err, tx.Commit(e.ctx), <-withdrawn); err != nil {
+		t.Fatal(err)
+	}
+	if blocked {
+		if err := <-forced; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := count(t, e.pool, "SELECT count(*) FROM pawl.saga_timer WHERE step = -1"); n != 1 {
+		t.Errorf("%d sagas have jobs to be withdrawn, want 1", n)
+	}
+	e.mustSweep()
+	if n := count(t, e.pool, "SELECT count(*) FROM pawl.saga_timer"); n != 0 {
+		t.Errorf("%d timers are left", n)
+	}
+	e.mustSettle("failed", as...)
+	if err := e.expect("forced:1", "forced"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Jobs are withdrawn that are held by several claims, which end at the same time: nobody waits in a circle.
+func TestEngine_withdrawClaims(t *testing.T) {
+	t.Parallel()
+	d := saga.Define[order]("claims")
+	engineStep(d, "a")
+	engineStep(d, "b")
+	e := newEngine(t)
+	registered(e, e.pool, d)
+	e.mustStart("claims", "claims:1")
+	again := ends("returned", e.mustClaim(1, "a")...)
+	again[0].delay = new(int64)
+	if _, _, err := e.settle(e.pool, again...); err != nil {
+		t.Fatal(err)
+	}
+	as := append(e.mustClaim(1, "b"), e.mustClaim(1, "a")...) // not in the order of the steps
+	e.mustAct("claims:1", "cancelled", nil)
+	conns := e.conns(3)
+	tx, err := conns[0].Begin(e.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(e.ctx, "SELECT pg_advisory_xact_lock(pawl.claim_key($1))", as[1].claim); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 2)
+	go func() { done <- e.sweep(conns[1]) }()
+	e.awaitBlocked(conns[1].PgConn().PID())
+	go func() {
+		_, _, err := e.settle(conns[2], ends("refused", as...)...)
+		done <- err
+	}()
+	e.awaitBlocked(conns[2].PgConn().PID())
+	if err := errors.Join(tx.Commit(e.ctx), <-done, <-done); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.expect("claims:1", "compensated", "refused a", "refused b"); err != nil {
+		t.Error(err)
+	}
+}
+
 // Two transactions end steps of the same two sagas, named in opposite orders: neither waits for the other in a circle, and none of the four is lost.
 func TestEngine_crossed(t *testing.T) {
 	t.Parallel()

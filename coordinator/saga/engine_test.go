@@ -121,6 +121,21 @@ func (e *engine) awaitBlocked(pid uint32) {
 	}
 }
 
+// blockedOrDone waits until the backend waits for a lock, which is true, or the call on it has returned.
+func (e *engine) blockedOrDone(pid uint32, done <-chan error) (blocked bool, err error) {
+	e.Helper()
+	for {
+		select {
+		case err := <-done:
+			return false, err
+		default:
+		}
+		if value[bool](e, "SELECT CASE WHEN cardinality(pg_blocking_pids($1)) > 0 THEN true ELSE pg_sleep(0.002) IS NULL END", int32(pid)) {
+			return true, nil
+		}
+	}
+}
+
 // begin gives the engine a new session.
 func (e *engine) begin() {
 	e.Helper()

@@ -356,4 +356,9 @@ func TestEngine_child(t *testing.T) {
 	e.mustSettle("refused", e.mustClaim(1, "z")...)
 	run("sub/undo", "a/undo") // what has succeeded is for the parent to undo
 	both("later", "compensated", "succeeded", "succeeded sub", "undone sub", "undone a")
+
+	begin("forced")
+	e.mustAct("forced", "forced", nil) // and nothing of its child runs either
+	e.mustSweep()
+	both("forced", "forced", "forced")
 }

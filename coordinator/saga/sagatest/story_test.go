@@ -366,14 +366,17 @@ func (s *story) declare(kind, name string, o map[string]string) {
 	case "child":
 		st := saga.Child(def, name, s.defs[o["of"]+"@1"], opts...)
 		s.steps[name] = st
+		var undo func(context.Context, *saga.Call[string], *saga.Instance) error
+		if undoable {
+			undo = func(ctx context.Context, c *saga.Call[string], child *saga.Instance) error {
+				if child == nil {
+					return errors.New("no child")
+				}
+				return note(ctx, s.pool, c)
+			}
+		}
 		s.handle = append(s.handle, func() {
-			saga.HandleChild(s.b, st, func(_ context.Context, c *saga.Call[string]) (string, error) { return "child of " + c.Saga, nil },
-				func(ctx context.Context, c *saga.Call[string], child *saga.Instance) error {
-					if child == nil {
-						return errors.New("no child")
-					}
-					return note(ctx, s.pool, c)
-				})
+			saga.HandleChild(s.b, st, func(_ context.Context, c *saga.Call[string]) (string, error) { return "child of " + c.Saga, nil }, undo)
 		})
 	}
 }
