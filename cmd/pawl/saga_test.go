@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os/user"
-	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -87,10 +86,21 @@ func (c *checkoutService) serve(t *testing.T, pool *pgxpool.Pool, steps ...strin
 		}
 		saga.Handle(w, c.steps[name], act, undo)
 	}
+	runWorker(t, w)
+}
+
+// runWorker runs a worker until the test ends.
+func runWorker(t *testing.T, w *worker.Worker) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // startSaga starts a checkout and waits until it is in a state.
@@ -106,15 +116,41 @@ func startSaga(t *testing.T, url, id, input string, state saga.State) {
 	awaitSaga(t, url, id, state)
 }
 
-func awaitSaga(t *testing.T, url, id string, state saga.State) saga.Story {
+func awaitSaga(t *testing.T, url, id string, state saga.State) (s saga.Story) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; runtime.Gosched() {
-		s := mustJSON[saga.Story](t, exitOK, url, "saga", "show", id)
-		if s.State == state {
-			return s
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("saga %s is %s, want %s:\n%s", id, s.State, state, must(t, exitOK, url, "saga", "show", id))
+	until(t, func() bool {
+		s = mustJSON[saga.Story](t, exitOK, url, "saga", "show", id)
+		return s.State == state
+	}, func() string {
+		return fmt.Sprintf("saga %s is not %s:\n%s", id, state, must(t, exitOK, url, "saga", "show", id))
+	})
+	return s
+}
+
+// untilShown waits until a command shows a text.
+func untilShown(t *testing.T, url, text string, args ...string) {
+	t.Helper()
+	var out string
+	until(t, func() bool { out = must(t, exitOK, url, args...); return strings.Contains(out, text) }, func() string { return fmt.Sprintf("%q is not shown:\n%s", text, out) })
+}
+
+// untilStep waits until a step of a saga is in a state.
+func untilStep(t *testing.T, url, id string, step int, state saga.StepState) {
+	t.Helper()
+	until(t, func() bool { return mustJSON[saga.Story](t, exitOK, url, "saga", "show", id).Steps[step].State == state },
+		func() string { return fmt.Sprintf("step %d is not %s:\n%s", step, state, must(t, exitOK, url, "saga", "show", id)) })
+}
+
+// until looks every now and then whether something has come about.
+func until(t *testing.T, ok func() bool, what func() string) {
+	t.Helper()
+	timeout, tick := time.After(patience), time.NewTicker(10*time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			t.Fatal(what())
 		}
 	}
 }
@@ -222,17 +258,13 @@ func TestSagaDefinitions(t *testing.T) {
 	startSaga(t, url, "one", `{}`, saga.StateRunning)
 	mentions(t, must(t, exitOK, url, "saga", "show", "one"), "NOT SERVED  reserve waits in queue shop", "AHEAD       No live worker serves charge, label, ship, thank")
 	c.serve(t, pool, "reserve", "charge", "thank")
-	for !strings.Contains(must(t, exitOK, url, "saga", "definitions"), "label,ship") {
-		runtime.Gosched()
-	}
+	untilShown(t, url, "label,ship", "saga", "definitions")
 	type listing struct{ Definitions []saga.Registered }
 	got := mustJSON[listing](t, exitOK, url, "saga", "definitions")
 	if d := got.Definitions; len(d) != 1 || d[0].Name != "checkout" || d[0].Version != 2 || d[0].Open != 1 || len(d[0].Steps) != 5 || !d[0].Steps[0].Served || d[0].Steps[2].Served {
 		t.Errorf("got %+v", got)
 	}
-	for !strings.Contains(must(t, exitOK, url, "saga", "show", "one"), "NOT SERVED  label waits in queue shop") {
-		runtime.Gosched()
-	}
+	untilShown(t, url, "NOT SERVED  label waits in queue shop", "saga", "show", "one")
 	mentions(t, must(t, exitOK, url, "saga", "show", "one"), "AHEAD       No live worker serves ship;", "✓      reserve       succeeded  shop", "1/2", `{"done":"reserve"}`)
 }
 
@@ -317,25 +349,19 @@ func TestSagaCancel(t *testing.T) {
 	start(t, url, "serve")
 	c.serve(t, pool, "reserve", "charge", "ship") // not label
 	startSaga(t, url, "early", `{}`, saga.StateRunning)
-	for mustJSON[saga.Story](t, exitOK, url, "saga", "show", "early").Steps[1].State != saga.StepSucceeded {
-		runtime.Gosched()
-	}
+	untilStep(t, url, "early", 1, saga.StepSucceeded)
 	refused(t, exitFailed, url, []string{"saga", "retry", "early", "--reason", "x"}, "not stuck", "running")
 	cancel := []string{"saga", "cancel", "early", "--reason", "the customer called", "--actor", "mia"}
 	mentions(t, must(t, exitOK, url, cancel...), "saga early was running, and is compensating now: running label\n")
 	mentions(t, must(t, exitOK, url, cancel...), "saga early is left as it is: it is compensating now")
-	for !strings.Contains(must(t, exitOK, url, "saga", "show", "early"), "NOT SERVED  the compensation of label waits in queue shop") { // whose job was looked at, and so may have begun
-		runtime.Gosched()
-	}
+	untilShown(t, url, "NOT SERVED  the compensation of label waits in queue shop", "saga", "show", "early") // whose job was looked at, and so may have begun
 	c.serve(t, pool, "label")
 	awaitSaga(t, url, "early", saga.StateCompensated)
 	mentions(t, must(t, exitOK, url, "saga", "show", "early"), "because     it was cancelled by mia: the customer called", "→ compensating; by mia; the customer called")
 	refused(t, exitFailed, url, cancel, "has ended", "compensated")
 
 	startSaga(t, url, "late", `{}`, saga.StateRunning)
-	for mustJSON[saga.Story](t, exitOK, url, "saga", "show", "late").Steps[3].State != saga.StepSucceeded {
-		runtime.Gosched()
-	}
+	untilStep(t, url, "late", 3, saga.StepSucceeded)
 	refused(t, exitFailed, url, []string{"saga", "cancel", "late", "--reason", "x"}, "passed its pivot", "goes forward")
 	refused(t, exitNotFound, url, []string{"saga", "cancel", "nope", "--reason", "x"}, "nope", "not found")
 }
@@ -388,19 +414,12 @@ func TestSagaParts(t *testing.T) {
 	saga.HandleChild(w, child, func(_ context.Context, c *saga.Call[checkoutOrder]) (checkoutOrder, error) { return c.Input, nil }, nil)
 	saga.HandleEach(w, parcels, func(context.Context, *saga.Call[checkoutOrder]) ([]int, error) { return []int{1, 2, 3}, nil },
 		func(context.Context, *saga.Call[checkoutOrder], int) (out checkoutOutput, err error) { return out, nil }, nil)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- w.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
+	runWorker(t, w)
 
 	must(t, exitOK, url, "saga", "start", "order", "--id", "o 1")
-	for mustJSON[saga.Story](t, exitOK, url, "saga", "show", "o 1").Steps[0].Child == "" {
-		runtime.Gosched()
-	}
+	untilShown(t, url, "saga o 1/bill", "saga", "show", "o 1")
 	awaitSaga(t, url, "o 1/bill", saga.StateStuck)
-	for mustJSON[saga.Story](t, exitOK, url, "saga", "show", "o 1").Steps[1].State != saga.StepSucceeded {
-		runtime.Gosched()
-	}
+	untilStep(t, url, "o 1", 1, saga.StepSucceeded)
 	out := must(t, exitOK, url, "saga", "show", "o 1")
 	mentions(t, out, "STUCK       bill waits for saga o 1/bill, which is stuck. See what it needs:\n      pawl saga show 'o 1/bill'\n", "running    default  -        saga o 1/bill STUCK",
 		"3 of 3 units over", "over in 59m", "WAITS       approval waits for its signal, which somebody must send; without it, the step fails in 1h59m", "waits for its signal, and fails in 1h59m",
