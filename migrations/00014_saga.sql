@@ -342,6 +342,7 @@ DECLARE
   v_failed  int[];
   v_child   bigint;
   v_key     text;
+  v_error   text;
 BEGIN
   queues := '{}';
   ended := '{}';
@@ -402,54 +403,53 @@ BEGIN
         s := v_was;  -- not waited for, or not any more
         CONTINUE;
       END IF;
+      IF it.what = 'succeeded' AND d.types[it.step] IN ('each', 'child') AND s.expanded & v_bit = 0 THEN
+        -- Its job has told of what it consists. Where none of that can begin, nothing was done.
+        v_error := CASE WHEN s.backward THEN 'the saga compensates'
+          WHEN d.types[it.step] = 'each' AND json_typeof(it.detail) IS DISTINCT FROM 'array' THEN 'its units are not an array'
+          WHEN d.types[it.step] = 'child' AND it.detail IS NULL THEN 'it gave no input' END;
+        IF v_error IS NULL AND d.types[it.step] = 'child' THEN
+          v_key := g.key || '/' || d.steps[it.step];
+          v_child := nextval('pawl.saga_id');
+          INSERT INTO pawl.saga (ns, id, root_id, parent_id, parent_step, definition_id, started_at, deadline_at, key, started_by, input, headers)
+            SELECT p_ns, v_child, g.root_id, g.id, it.step, y.id, v_now, v_now + y.deadline_ms * interval '1 ms', v_key, 'pawl', it.detail, g.headers
+              FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = d.children[it.step]
+            ON CONFLICT DO NOTHING;
+          IF FOUND THEN
+            INSERT INTO pawl.saga_timer (ns, saga_id, step, at) SELECT p_ns, v_child, 0, y.deadline_at FROM pawl.saga y WHERE y.ns = p_ns AND y.id = v_child AND y.deadline_at IS NOT NULL;
+            n_sagas := n_sagas || v_child;
+            n_steps := n_steps || 0::smallint;
+            n_whats := n_whats || 'started'::pawl.saga_what;
+            n_details := n_details || NULL::json;
+          ELSE
+            v_error := format('there is a saga %s already', v_key);
+          END IF;
+        END IF;
+        it.what := CASE WHEN v_error IS NULL THEN 'expanded' ELSE 'refused' END;
+        s.what := it.what;
+        s.detail := json_build_object('error', v_error);
+      END IF;
       CASE it.what
         WHEN 'started' THEN
           NULL;
         WHEN 'succeeded' THEN
-          IF d.types[it.step] IN ('each', 'child') AND s.expanded & v_bit = 0 THEN
-            s.what := 'expanded';
-            s.expanded := s.expanded | v_bit;
-            s.detail := NULL;
-            IF NOT s.backward THEN
-              IF d.types[it.step] = 'each' THEN
-                s.units := json_array_length(it.detail);
-                s.units_over := 0;
-                s.units_bad := 0;
-                IF s.units = 0 THEN
-                  s.ok := s.ok | v_bit;
-                ELSE
-                  s.jobs := pawl.saga_units(g, d, it.step, it.detail, NULL);
-                  s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
-                  queues := queues || d.queues[it.step];
-                END IF;
-              ELSE
-                v_key := g.key || '/' || d.steps[it.step];
-                v_child := nextval('pawl.saga_id');
-                INSERT INTO pawl.saga (ns, id, root_id, parent_id, parent_step, definition_id, started_at, deadline_at, key, started_by, input, headers)
-                  SELECT p_ns, v_child, g.root_id, g.id, it.step, y.id, v_now, v_now + y.deadline_ms * interval '1 ms', v_key, 'pawl', it.detail, g.headers
-                    FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = d.children[it.step]
-                  ON CONFLICT DO NOTHING;
-                IF FOUND THEN
-                  INSERT INTO pawl.saga_timer (ns, saga_id, step, at) SELECT p_ns, v_child, 0, y.deadline_at FROM pawl.saga y WHERE y.ns = p_ns AND y.id = v_child AND y.deadline_at IS NOT NULL;
-                  n_sagas := n_sagas || v_child;
-                  n_steps := n_steps || 0::smallint;
-                  n_whats := n_whats || 'started'::pawl.saga_what;
-                  n_details := n_details || NULL::json;
-                ELSE  -- another has its id: nothing was done
-                  s.what := 'refused';
-                  s.refused := s.refused | v_bit;
-                  s.backward := true;
-                  s.detail := json_build_object('error', format('there is a saga %s already', v_key));
-                END IF;
-              END IF;
+          s.ok := s.ok | v_bit;
+          IF v_bit = d.pivot THEN
+            s.backward := false;
+          END IF;
+        WHEN 'expanded' THEN
+          s.expanded := s.expanded | v_bit;
+          s.detail := NULL;
+          IF d.types[it.step] = 'each' THEN
+            s.units := json_array_length(it.detail);
+            s.units_over := 0;
+            s.units_bad := 0;
+            IF s.units = 0 THEN
+              s.ok := s.ok | v_bit;
             ELSE
-              s.what := 'refused';  -- it compensates meanwhile: nothing of the step is begun
-              s.refused := s.refused | v_bit;
-            END IF;
-          ELSE
-            s.ok := s.ok | v_bit;
-            IF v_bit = d.pivot THEN
-              s.backward := false;
+              s.jobs := pawl.saga_units(g, d, it.step, it.detail, NULL);
+              s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
+              queues := queues || d.queues[it.step];
             END IF;
           END IF;
         WHEN 'refused', 'withdrawn' THEN
@@ -502,35 +502,30 @@ BEGIN
           s.refused := s.refused | v_bit;
           s.backward := true;
         WHEN 'retried' THEN
-          FOR i IN 1 .. cardinality(d.steps) LOOP
-            v_mask := 1::bigint << i - 1;
-            CONTINUE WHEN s.stuck & v_mask = 0;
-            IF s.undoing & v_mask <> 0 THEN
-              v_todo := v_todo || -i::smallint;
-            ELSIF s.expanded & v_mask = 0 THEN
-              v_todo := v_todo || i::smallint;
-            ELSIF d.types[i] = 'each' THEN
-              -- The units that failed since the last retry go again.
-              SELECT array_agg((f.n #>> '{}')::int) INTO v_failed FROM pawl.saga_event y CROSS JOIN LATERAL json_array_elements(y.detail->'failed') f(n)
-                WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = i AND y.what = 'units'
-                  AND y.seq > (SELECT coalesce(max(z.seq), 0) FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.what = 'retried');
-              SELECT json_agg(b.args->'unit' ORDER BY b.saga_unit) INTO v_units
-                FROM pawl.saga_event y CROSS JOIN LATERAL unnest(y.jobs) WITH ORDINALITY f(id, k)
-                CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b
-                WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = i AND y.what = 'expanded';
-              SELECT y.units, y.units_over INTO s.units, s.units_over FROM pawl.saga_event y
-                WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = i AND y.units IS NOT NULL ORDER BY y.seq DESC LIMIT 1;
-              s.step := i;
-              s.units_over := s.units_over - cardinality(v_failed);
-              s.units_bad := 0;
-              s.jobs := s.jobs || pawl.saga_units(g, d, i::smallint, v_units, v_failed);
-              s.job_steps := array_fill(i::smallint, ARRAY[cardinality(s.jobs)]);
-              queues := queues || d.queues[i];
-            ELSE
-              CONTINUE;  -- a child that was forced stays what it is
-            END IF;
-            s.stuck := s.stuck & ~v_mask;
-          END LOOP;
+          s.stuck := s.stuck & ~v_bit;
+          IF s.undoing & v_bit <> 0 THEN
+            v_todo := v_todo || -it.step;
+          ELSIF d.types[it.step] = 'signal' THEN  -- it is waited for anew
+            INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, it.step, v_now + d.waits_ms[it.step] * interval '1 ms');
+          ELSIF s.expanded & v_bit = 0 THEN
+            v_todo := v_todo || it.step;
+          ELSIF d.types[it.step] = 'each' THEN
+            -- The units that failed since the step was last retried go again.
+            SELECT array_agg((f.n #>> '{}')::int) INTO v_failed FROM pawl.saga_event y CROSS JOIN LATERAL json_array_elements(y.detail->'failed') f(n)
+              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.what = 'units'
+                AND y.seq > (SELECT coalesce(max(z.seq), 0) FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.step = it.step AND z.what = 'retried');
+            SELECT json_agg(b.args->'unit' ORDER BY b.saga_unit) INTO v_units
+              FROM pawl.saga_event y CROSS JOIN LATERAL unnest(y.jobs) WITH ORDINALITY f(id, k)
+              CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b
+              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.what = 'expanded';
+            SELECT y.units, y.units_over - cardinality(v_failed), 0 INTO s.units, s.units_over, s.units_bad FROM pawl.saga_event y
+              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.units IS NOT NULL ORDER BY y.seq DESC LIMIT 1;
+            s.jobs := pawl.saga_units(g, d, it.step, v_units, v_failed);
+            s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
+            queues := queues || d.queues[it.step];
+          ELSE
+            s.stuck := v_was.stuck;  -- a child that was forced stays what it is
+          END IF;
         WHEN 'forced' THEN
           s.state := 'forced';
         WHEN 'signalled' THEN
@@ -548,15 +543,21 @@ BEGIN
           ELSIF d.types[i] = 'child' AND s.expanded & v_mask <> 0 THEN
             n_sagas := n_sagas || (SELECT y.id FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i]);
             n_steps := n_steps || 0::smallint;
-            n_whats := n_whats || 'cancelled'::pawl.saga_what;
-            n_details := n_details || json_build_object('reason', format('saga %s has turned back', g.key));
+            n_whats := n_whats || CASE s.state WHEN 'forced' THEN 'forced' ELSE 'cancelled' END::pawl.saga_what;
+            n_details := n_details || json_build_object('reason', format('saga %s %s', g.key, CASE s.state WHEN 'forced' THEN 'was forced to its end' ELSE 'has turned back' END));
           ELSE
             INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
           END IF;
         END LOOP;
       END IF;
       IF s.state = 'forced' THEN
-        NULL;
+        FOR i IN 1 .. cardinality(d.steps) LOOP
+          CONTINUE WHEN d.types[i] <> 'child' OR s.expanded & ~(s.ok | s.refused | s.unknown) & (1::bigint << i - 1) = 0;
+          n_sagas := n_sagas || (SELECT y.id FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i]);
+          n_steps := n_steps || 0::smallint;
+          n_whats := n_whats || 'forced'::pawl.saga_what;
+          n_details := n_details || json_build_object('reason', format('saga %s was forced', g.key));
+        END LOOP;
       ELSIF NOT s.backward AND s.ok = d.all_steps THEN
         s.state := 'succeeded';
       ELSIF NOT s.backward THEN
@@ -851,17 +852,18 @@ END $$;
 CREATE FUNCTION pawl.saga_act(p_ns smallint, p_key text, p_what pawl.saga_what, p_step text, p_output json, p_actor text, p_reason text, OUT was pawl.saga_state, OUT queues text[], OUT ended text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  o      record;
-  d      record;
-  s      pawl.saga_event;
-  v_step smallint := 0;
-  v_bit  bigint := 0;
-  v_undo boolean := false;
+  o       record;
+  d       record;
+  s       pawl.saga_event;
+  v_step  smallint := 0;
+  v_steps smallint[];
+  v_bit   bigint := 0;
+  v_undo  boolean := false;
 BEGIN
   SELECT x.saga, x.event INTO o FROM pawl.saga_open(p_ns, p_key) x;
   s := o.event;
   was := s.state;
-  SELECT y.steps, y.pivot, y.sure INTO d FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = (o.saga).definition_id;
+  SELECT y.steps, y.types, y.pivot, y.sure INTO d FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = (o.saga).definition_id;
   IF p_what IN ('skipped', 'failed') THEN
     v_step := array_position(d.steps, p_step);
     IF v_step IS NULL THEN
@@ -878,6 +880,9 @@ BEGIN
     END IF;
   ELSIF p_what = 'retried' AND s.stuck = 0 THEN
     RAISE EXCEPTION 'pawl: saga % is not stuck: it is %', p_key, s.state USING ERRCODE = 'PW025';
+  ELSIF p_what = 'retried' AND NOT EXISTS (SELECT FROM unnest(d.types) WITH ORDINALITY y(type, i), LATERAL (SELECT 1::bigint << y.i::int - 1 AS bit) m
+      WHERE s.stuck & m.bit <> 0 AND (y.type <> 'child' OR s.expanded & m.bit = 0 OR s.undoing & m.bit <> 0)) THEN
+    RAISE EXCEPTION 'pawl: saga % is stuck at a child that has ended, and does not begin again', p_key USING ERRCODE = 'PW025', HINT = 'Skip the step, or force the saga to its end.';
   ELSIF p_what = 'cancelled' AND (s.ok | s.stuck) & d.pivot <> 0 THEN
     RAISE EXCEPTION 'pawl: saga % cannot be cancelled any more: it has passed its pivot', p_key USING ERRCODE = 'PW022', HINT = 'It goes forward. If its pivot is stuck and was not done, skip that as not done.';
   ELSIF p_what = 'cancelled' AND s.backward THEN
@@ -887,8 +892,10 @@ BEGIN
   ELSIF p_what NOT IN ('retried', 'cancelled', 'forced') THEN
     RAISE EXCEPTION 'pawl: % is nothing that can be done to a saga', p_what USING ERRCODE = '22023';
   END IF;
-  SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, ARRAY[(o.saga).id], ARRAY[v_step], ARRAY[p_what],
-    ARRAY[CASE WHEN p_output IS NULL THEN json_build_object('reason', p_reason) ELSE json_build_object('reason', p_reason, 'output', p_output) END], p_actor) a;
+  -- All steps that are stuck are retried, each with an event of its own: of units, one tells of one step.
+  v_steps := CASE WHEN p_what = 'retried' THEN ARRAY(SELECT i::smallint FROM generate_series(1, cardinality(d.steps)) i WHERE s.stuck & (1::bigint << i - 1) <> 0) ELSE ARRAY[v_step] END;
+  SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill((o.saga).id, ARRAY[cardinality(v_steps)]), v_steps, array_fill(p_what, ARRAY[cardinality(v_steps)]),
+    array_fill(CASE WHEN p_output IS NULL THEN json_build_object('reason', p_reason) ELSE json_build_object('reason', p_reason, 'output', p_output) END, ARRAY[cardinality(v_steps)]), p_actor) a;
 END $$;
 -- +goose StatementEnd
 
@@ -909,7 +916,7 @@ BEGIN
     RAISE EXCEPTION 'pawl: saga % has no signal %', p_key, p_signal USING ERRCODE = 'PW024';
   END IF;
   v_bit := 1::bigint << v_step - 1;
-  IF s.backward OR (s.ok | s.refused | s.unknown | s.signalled) & v_bit <> 0 THEN
+  IF s.backward OR (s.ok | s.refused | s.unknown | s.signalled | s.stuck) & v_bit <> 0 THEN
     RAISE EXCEPTION 'pawl: saga % does not wait for signal %: %', p_key, p_signal, CASE WHEN s.backward THEN 'it compensates' ELSE 'it had one before, or its time is over' END USING ERRCODE = 'PW025';
   END IF;
   SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, ARRAY[(o.saga).id], ARRAY[v_step],
@@ -997,30 +1004,41 @@ CREATE FUNCTION pawl.saga_withdraw(p_ns smallint, p_saga bigint, OUT jobs int, O
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '5s' AS $$
 DECLARE
   s         pawl.saga_event;
+  v_at      timestamptz;
   v_pivot   bigint;
   v_began   boolean;
   v_was     pawl.job_state;
   w         record;
+  o_steps   smallint[];  -- what is waited for, and the newest job for it
+  o_jobs    bigint[];
   v_steps   smallint[] := '{}';
   v_whats   pawl.saga_what[] := '{}';
 BEGIN
   jobs := 0;
   queues := '{}';
   ended := '{}';
-  DELETE FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1;
+  SELECT y.at INTO v_at FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1;
   SELECT y.* INTO s FROM pawl.saga_now(p_ns, p_saga) y;
   SELECT d.pivot INTO v_pivot FROM pawl.saga y JOIN pawl.saga_definition d ON d.ns = p_ns AND d.id = y.definition_id WHERE y.ns = p_ns AND y.id = p_saga;
-  IF NOT (s.backward OR s.state = 'forced') THEN
-    RETURN;
+  IF s.backward OR s.state = 'forced' THEN
+    SELECT array_agg(x.step), array_agg(x.job) INTO o_steps, o_jobs
+      FROM (
+        SELECT DISTINCT ON (u.step) u.step, u.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) u(job, step)
+        WHERE y.ns = p_ns AND y.saga_id = p_saga
+          AND (u.step > 0 AND s.expanded & (1::bigint << u.step - 1) = 0 AND s.lined & ~(s.ok | s.refused | s.unknown) & (1::bigint << u.step - 1) <> 0
+            OR u.step < 0 AND s.state = 'forced' AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
+        ORDER BY u.step, y.seq DESC) x;
   END IF;
+  -- The lines, in order, then the claims, in order, as everyone takes them. Nobody claims a job between the look at it and the deed.
+  PERFORM pg_advisory_xact_lock(l.key)
+    FROM (SELECT DISTINCT pawl.line_key(p_ns, b.queue_id, b.priority) AS key FROM unnest(o_jobs) u(id) CROSS JOIN LATERAL (SELECT y.queue_id, y.priority FROM pawl.job y WHERE y.ns = p_ns AND y.id = u.id OFFSET 0) b ORDER BY 1) l;
   FOR w IN
-    SELECT DISTINCT ON (u.step) u.step, u.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) u(job, step)
-    WHERE y.ns = p_ns AND y.saga_id = p_saga
-      AND (u.step > 0 AND s.expanded & (1::bigint << u.step - 1) = 0 AND s.lined & ~(s.ok | s.refused | s.unknown) & (1::bigint << u.step - 1) <> 0
-        OR u.step < 0 AND s.state = 'forced' AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
-    ORDER BY u.step, y.seq DESC
+    SELECT u.step, u.job,
+      ARRAY(SELECT z.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) z(job, step) WHERE y.ns = p_ns AND y.saga_id = p_saga AND z.step = u.step) AS jobs
+    FROM ROWS FROM (unnest(o_steps), unnest(o_jobs)) u(step, job) CROSS JOIN LATERAL pawl.job_state(p_ns, u.job) x
+    ORDER BY x.claim_id, u.step
   LOOP
-    v_began := EXISTS (SELECT FROM pawl.job_attempts(p_ns, w.job) a WHERE a.claim_id IS NOT NULL);
+    v_began := EXISTS (SELECT FROM unnest(w.jobs) b CROSS JOIN LATERAL pawl.job_attempts(p_ns, b) a WHERE a.claim_id IS NOT NULL);
     CONTINUE WHEN v_began AND w.step > 0 AND v_pivot = 1::bigint << w.step - 1;
     v_was := (pawl.job_withdraw(p_ns, w.job, 'its saga compensates')).was;
     jobs := jobs + 1;
@@ -1032,6 +1050,8 @@ BEGIN
   IF cardinality(v_steps) > 0 THEN
     SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill(p_saga, ARRAY[cardinality(v_steps)]), v_steps, v_whats, array_fill(json_build_object('error', 'withdrawn from the line'), ARRAY[cardinality(v_steps)])) a;
   END IF;
+  -- Last, since who has the saga may be asking anew: that stays.
+  DELETE FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1 AND y.at = v_at;
 END $$;
 -- +goose StatementEnd
 
@@ -1112,6 +1132,7 @@ BEGIN
       OR x.root_id <> x.id AND NOT EXISTS (SELECT FROM pawl.saga_now(p_ns, x.root_id) e WHERE e.state IN ('succeeded', 'compensated', 'forced'));
     DELETE FROM pawl.saga_event e WHERE e.ns = p_ns AND e.saga_id = x.id;
     DELETE FROM pawl.saga_timer e WHERE e.ns = p_ns AND e.saga_id = x.id;
+    DELETE FROM pawl.saga_hold e WHERE e.ns = p_ns AND e.saga_id = x.id;
     DELETE FROM pawl.saga e WHERE e.ns = p_ns AND e.id = x.id;
     removed := removed + 1;
   END LOOP;

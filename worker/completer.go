@@ -227,10 +227,12 @@ func (c *completer) settleAll(part []ending) {
 		p.Results = append(p.Results, e.result)
 	}
 	var got db.SettleJobsRow
+	c.r.w.fail("before-flush", nil)
 	err := c.try("settle", func(ctx context.Context) (err error) {
 		got, err = c.r.q.SettleJobs(ctx, p)
 		return err
 	})
+	c.r.w.fail("after-flush", nil)
 	if err != nil && db.Code(err) != "" {
 		if len(part) > 1 {
 			c.settleAll(part[:len(part)/2])

@@ -92,6 +92,7 @@ func register(w *worker.Worker) {
 		return worker.None{}, err
 	})
 	worker.Handle(w, plainJob, func(context.Context, *job.Job[greeting]) error { return nil })
+	registerSagas(w)
 }
 
 type process struct {

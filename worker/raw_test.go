@@ -179,7 +179,9 @@ func TestHint_otherQueue(t *testing.T) {
 		run(t, w)
 		receive(t, "an idle worker", idle)
 	}
-	start(t, pool, d, order{})
+	elsewhere := saga.Define[order]("hint") // a process without a worker
+	saga.Step[note](elsewhere, "a", saga.ReadOnly())
+	start(t, pool, elsewhere, order{})
 	for _, want := range []string{"a", "b"} {
 		if got := receive(t, want, ran); got != want {
 			t.Errorf("got %s, want %s", got, want)

@@ -20,6 +20,7 @@ import (
 type line struct {
 	*saga.Definition[order]
 	pool *pgxpool.Pool
+	a    *saga.StepOf[order, note]
 	fail map[string]*atomic.Bool // "a", "a/undo": fails
 	stop map[string]chan struct{}
 	did  diary
@@ -30,6 +31,7 @@ func newLine(t *testing.T, pool *pgxpool.Pool, opts ...saga.Option) *line {
 	a := saga.Step[note](l.Definition, "a", fast, saga.MaxAttempts(2), saga.Undo(fast, saga.MaxAttempts(2)))
 	b := saga.Step[note](l.Definition, "b", saga.After(a), saga.Pivot(), fast, saga.MaxAttempts(2))
 	c := saga.Step[note](l.Definition, "c", saga.After(b), fast, saga.MaxAttempts(2))
+	l.a = a
 	registered(t, pool, l.Definition)
 	conf := quick()
 	conf.TTL, conf.Drain = 3*time.Second, time.Millisecond // so that a stop is heard of soon, and nobody waits for those who were told to
@@ -267,10 +269,17 @@ func TestSagaSkip(t *testing.T) {
 	if err := saga.Skip(ctx, pool, 1, id, "a", saga.Done, nil, "ada", "undid it"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := await(t, pool, l.Definition, id); !errors.Is(err, saga.ErrCompensated) {
+	i, err := await(t, pool, l.Definition, id)
+	if !errors.Is(err, saga.ErrCompensated) {
 		t.Errorf("got %v", err)
 	}
 	l.check(t, id, "compensated, a skipped, b refused, c waiting")
+	if out, err := l.a.From(i); err != nil || out.Text != "a" {
+		t.Errorf("got %+v, %v, want what the action came to", out, err)
+	}
+	if s := tell(t, pool, id); string(s.Steps[0].Output) != `{"text":"a"}` {
+		t.Errorf("got %s", s.Steps[0].Output)
+	}
 }
 
 func TestSagaForce(t *testing.T) {

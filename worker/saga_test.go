@@ -600,7 +600,7 @@ func TestSaga_unserved(t *testing.T) {
 	registered(t, pool, d)
 	w := newWorker(t, pool, worker.Config{Queues: map[string]int{"here": 1}})
 	saga.Handle(w, a, func(context.Context, *saga.Call[order]) (saga.None, error) { return saga.None{}, nil }, nil)
-	run(t, w)
+	stop := run(t, w)
 	id := start(t, pool, d, order{})
 	until(t, "b", func() bool { return tell(t, pool, id).Steps[1].State == saga.StepRunning })
 	s := tell(t, pool, id)
@@ -619,4 +619,8 @@ func TestSaga_unserved(t *testing.T) {
 	saga.Handle(other, b, func(context.Context, *saga.Call[order]) (saga.None, error) { return saga.None{}, nil }, nil)
 	run(t, other)
 	until(t, "c", func() bool { return tell(t, pool, id).Steps[2].State == saga.StepRunning })
+	stop()
+	if s := tell(t, pool, id); s.Steps[0].Served || !s.Steps[1].Served {
+		t.Errorf("served after a worker's end: got %v, %v, want false, true", s.Steps[0].Served, s.Steps[1].Served)
+	}
 }

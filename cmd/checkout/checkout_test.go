@@ -16,6 +16,7 @@ import (
 	"github.com/pawl-dev/pawl/cmd/checkout"
 	"github.com/pawl-dev/pawl/coordinator/outbox"
 	"github.com/pawl-dev/pawl/coordinator/outbox/webhook"
+	"github.com/pawl-dev/pawl/coordinator/saga"
 	"github.com/pawl-dev/pawl/db/dbtest"
 )
 
@@ -76,6 +77,32 @@ func serveShipping(t *testing.T, pool *pgxpool.Pool) string {
 	t.Helper()
 	h, err := checkout.Shipping(pool, ns, secret, quiet)
 	return serve(t, h, err)
+}
+
+func servePayments(t *testing.T, pool *pgxpool.Pool, unreliable bool) string {
+	t.Helper()
+	h := checkout.Payments(pool, ns, quiet)
+	if unreliable {
+		h = checkout.Unreliable(h)
+	}
+	return serve(t, h, nil)
+}
+
+// work has the steps of a service done until the test ends.
+func work(t *testing.T, pool *pgxpool.Pool, service, payments string) {
+	t.Helper()
+	background(t, func(ctx context.Context) error {
+		return checkout.Work(ctx, pool, checkout.WorkConfig{Service: service, Namespace: ns, Name: service, PaymentsURL: payments, Drain: patience, Logger: quiet})
+	})
+}
+
+// relay has shipping told of confirmed orders until the test ends.
+func relay(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	shipping := serveShipping(t, pool)
+	background(t, func(ctx context.Context) error {
+		return checkout.Relay(ctx, pool, checkout.RelayConfig{Namespace: ns, Name: "relay", URL: shipping, Secret: secret, Logger: quiet})
+	})
 }
 
 // reply is what a service answered.
@@ -150,8 +177,8 @@ func TestShop(t *testing.T) {
 	}{
 		{"nobody", "POST", "/orders", "", "a", tea, 401, false, "", "who are you?"},
 		{"no key", "POST", "/orders", "ada", "", tea, 400, false, "", "Idempotency-Key"},
-		{"first", "POST", "/orders", "ada", "a", tea, 201, false, "/orders/1", `{"id":"1","customer":"ada","number":1,"item":"tea","cents":450}`},
-		{"again", "POST", "/orders", "ada", "a", tea, 201, true, "/orders/1", `{"id":"1","customer":"ada","number":1,"item":"tea","cents":450}`},
+		{"first", "POST", "/orders", "ada", "a", tea, 201, false, "/orders/1", `{"id":"1","customer":"ada","number":1,"item":"tea","cents":450,"state":"placed"}`},
+		{"again", "POST", "/orders", "ada", "a", tea, 201, true, "/orders/1", `{"id":"1","customer":"ada","number":1,"item":"tea","cents":450,"state":"placed"}`},
 		{"another order", "POST", "/orders", "ada", "a", coffee, 422, false, "", "used"},
 		{"another key", "POST", "/orders", "ada", "b", coffee, 201, false, "/orders/2", `"number":2,"item":"coffee"`},
 		{"another customer", "POST", "/orders", "alan", "a", coffee, 201, false, "/orders/3", `"customer":"alan","number":1`},
@@ -160,7 +187,7 @@ func TestShop(t *testing.T) {
 		{"no item again", "POST", "/orders", "ada", "d", `{"cents":450}`, 400, true, "", "an order is of the form"},
 		{"for nothing", "POST", "/orders", "ada", "e", `{"item":"tea","cents":0}`, 400, false, "", "an order is of the form"},
 		{"no JSON", "POST", "/orders", "ada", "f", `tea`, 400, false, "", "an order is of the form"},
-		{"show", "GET", "/orders/2", "ada", "", "", 200, false, "", `{"id":"2","customer":"ada","number":2,"item":"coffee","cents":500}`},
+		{"show", "GET", "/orders/2", "ada", "", "", 200, false, "", `{"id":"2","customer":"ada","number":2,"item":"coffee","cents":500,"state":"placed"}`},
 		{"of another", "GET", "/orders/2", "alan", "", "", 404, false, "", "no such order"},
 		{"no number", "GET", "/orders/x", "ada", "", "", 404, false, "", "no such order"},
 	} {
@@ -169,21 +196,21 @@ func TestShop(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v", c.what, got, c)
 		}
 	}
-	events, err := outbox.Events(t.Context(), pool, ns, outbox.Filter{Key: "ada"}, 10)
-	if err != nil || len(events) != 2 {
-		t.Fatalf("%d events of ada, %v, want 2", len(events), err)
+	story, err := saga.Get(t.Context(), pool, ns, checkout.SagaID(2))
+	if err != nil {
+		t.Fatal(err)
 	}
 	var o checkout.Order
-	newest := events[0]
-	if err := json.Unmarshal(newest.Payload, &o); err != nil || o != (checkout.Order{ID: 2, Customer: "ada", Number: 2, Item: "coffee", Cents: 500}) {
-		t.Errorf("the event tells of %+v, %v", o, err)
+	want := checkout.Order{ID: 2, Customer: "ada", Number: 2, Item: "coffee", Cents: 500, State: checkout.Placed}
+	if err := json.Unmarshal(story.Input, &o); err != nil || o != want || story.Name != checkout.SagaName || story.State != saga.StateRunning {
+		t.Errorf("the saga is %s, %s, of %+v, %v", story.Name, story.State, o, err)
 	}
-	if newest.Topic != checkout.Topic || newest.Type != checkout.OrderPlaced {
-		t.Errorf("got an event %+v", newest)
+	if n := scan[int](t, pool, "SELECT count(*) FROM pawl.saga"); n != 4 {
+		t.Errorf("%d sagas, want one for each order", n)
 	}
 }
 
-// An order whose event cannot be published, or whose answer cannot be stored, is not placed. The client asks again, which helps once the reason is gone.
+// An order whose saga cannot be started, or whose answer cannot be stored, is not placed. The client asks again, which helps once the reason is gone.
 func TestShop_together(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
@@ -194,18 +221,18 @@ func TestShop_together(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, table := range []string{"pawl.outbox_event", "pawl.idempotency_key"} {
+	for _, table := range []string{"pawl.saga", "pawl.idempotency_key"} {
 		exec("ALTER TABLE " + table + " ADD CONSTRAINT is_full CHECK (false) NOT VALID")
 		if got := ask(t, "POST", url+"/orders", "ada", table, tea); got.status < 500 {
 			t.Errorf("%s is full: got %+v", table, got)
 		}
 		exec("ALTER TABLE " + table + " DROP CONSTRAINT is_full")
 	}
-	n := scan[int](t, pool, "SELECT (SELECT count(*) FROM checkout.orders) + (SELECT count(*) FROM checkout.customer) + (SELECT count(*) FROM pawl.outbox_event)")
+	n := scan[int](t, pool, "SELECT (SELECT count(*) FROM checkout.orders) + (SELECT count(*) FROM checkout.customer) + (SELECT count(*) FROM pawl.saga)")
 	if n != 0 {
 		t.Errorf("%d rows are left", n)
 	}
-	for _, key := range []string{"pawl.outbox_event", "pawl.idempotency_key"} {
+	for _, key := range []string{"pawl.saga", "pawl.idempotency_key"} {
 		if got := ask(t, "POST", url+"/orders", "ada", key, tea); got.status != 201 || got.replayed {
 			t.Errorf("got %+v, want an order", got)
 		}
@@ -226,14 +253,14 @@ func TestShipping(t *testing.T) {
 		return err
 	}
 	event := func(id string, payload string) outbox.Event {
-		return outbox.Event{ID: "01a210cf-3336-787a-aee3-00000000000" + id, Topic: checkout.Topic, Key: "ada", Type: checkout.OrderPlaced, Payload: []byte(payload)}
+		return outbox.Event{ID: "01a210cf-3336-787a-aee3-00000000000" + id, Topic: checkout.Topic, Key: "ada", Type: checkout.OrderConfirmed, Payload: []byte(payload)}
 	}
 	for range 3 {
-		if err := deliver(secret, event("1", `{"id":"7","customer":"ada","number":1,"cents":450}`)); err != nil {
+		if err := deliver(secret, event("1", `{"id":"7","customer":"ada","number":1,"cents":450,"turn":1}`)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := deliver(secret, event("2", `{"id":"9","customer":"ada","number":2,"cents":50}`)); err != nil {
+	if err := deliver(secret, event("2", `{"id":"9","customer":"ada","number":4,"cents":50,"turn":2}`)); err != nil {
 		t.Fatal(err)
 	}
 	other := event("3", `{}`)
@@ -247,8 +274,8 @@ func TestShipping(t *testing.T) {
 	if err := deliver(strings.Replace(secret, "M", "N", 1), event("5", `{"id":"10","customer":"ada","number":3,"cents":50}`)); err == nil {
 		t.Error("an event with another secret was taken")
 	}
-	got := scan[string](t, pool, "SELECT string_agg(order_id || '/' || parcel_number, ' ' ORDER BY parcel_number) FROM checkout.parcel")
-	if want := "7/1 9/2"; got != want {
+	got := scan[string](t, pool, "SELECT string_agg(order_id || '/' || turn || '/' || number, ' ' ORDER BY number) FROM checkout.parcel")
+	if want := "7/1/1 9/2/2"; got != want {
 		t.Errorf("packed %q, want %q", got, want)
 	}
 	if got := scan[string](t, pool, "SELECT customer || ' ' || parcels || ' ' || cents FROM checkout.recipient"); got != "ada 2 500" {
@@ -259,12 +286,12 @@ func TestShipping(t *testing.T) {
 	}
 }
 
-// All of it in one process: orders come to shipping by the relay.
+// All of it in one process: orders are decided by their sagas, and the confirmed ones come to shipping by the relay.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
 	run := finish(t, pool, 40)
-	figures, claims, err := checkout.Prove(t.Context(), pool, run)
+	figures, claims, err := checkout.Prove(t.Context(), pool, ns, run)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +304,7 @@ func TestRun(t *testing.T) {
 		}
 	}
 	f := figures
-	if f.Keys != 40 || f.Orders != 40 || f.Parcels != 40 || f.Others != 4 || f.Clients < 2*40 || f.ExampleKey == "" || f.ExampleOrder == 0 || f.ExampleCustomer == "" {
+	if f.Keys != 40 || f.Orders != 40 || f.Parcels != f.Confirmed || f.Confirmed+f.Cancelled != 40 || f.Refused == 0 || f.Short+f.Refused+f.Unanswered != f.Cancelled || f.Others != 4 || f.Clients < 2*40 || f.ExampleKey == "" || f.ExampleOrder == 0 || f.ExampleCustomer == "" {
 		t.Errorf("got %+v", f)
 	}
 }
@@ -285,10 +312,11 @@ func TestRun(t *testing.T) {
 // finish runs the example until nothing is left to do, and returns the run.
 func finish(t *testing.T, pool *pgxpool.Pool, orders int) int64 {
 	t.Helper()
-	shipping := serveShipping(t, pool)
-	background(t, func(ctx context.Context) error {
-		return checkout.Relay(ctx, pool, checkout.RelayConfig{Namespace: ns, Name: "relay", URL: shipping, Secret: secret, Logger: quiet})
-	})
+	relay(t, pool)
+	payments := servePayments(t, pool, true)
+	for _, service := range []string{checkout.ServiceShop, checkout.ServiceInventory, checkout.ServicePayments} {
+		work(t, pool, service, payments)
+	}
 	run, requests, err := checkout.Start(t.Context(), pool, orders)
 	if err != nil {
 		t.Fatal(err)
@@ -309,7 +337,7 @@ func finish(t *testing.T, pool *pgxpool.Pool, orders int) int64 {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return p.Waiting == 0 && p.Parcels >= orders
+		return p.Waiting == 0 && p.Open == 0 && p.Decided == orders
 	})
 	return run
 }

@@ -19,7 +19,8 @@ const (
 	lanes        = 16                     // keys at work at once
 	clientsMax   = 4                      // that ask at once with one key, 2 at least
 	lateEvery    = 3                      // of so many keys one is asked for once more when all have their answer,
-	othersEvery  = 10                     // of so many one is used again for another order
+	othersEvery  = 10                     // of so many one is used again for another order,
+	dearEvery    = 10                     // and of so many one is for an order that the bank refuses
 	hurryEvery   = 4                      // of so many clients one gives its first request up
 	hurryMax     = 40 * time.Millisecond  // after so long at most
 	againMin     = 5 * time.Millisecond   // before a client asks again, doubled each time,
@@ -72,13 +73,16 @@ func plan(run int64, orders int) []Request {
 	for i := range requests {
 		q := Request{
 			Key: fmt.Sprintf("run-%d-order-%d", run, i+1), Customer: fmt.Sprintf("%s-%d", customers[rand.IntN(len(customers))], run),
-			Item: items[rand.IntN(len(items))], Cents: 1 + rand.Int64N(10_000), Clients: 2 + rand.IntN(clientsMax-1),
+			Item: items[rand.IntN(len(items))], Cents: 1 + rand.Int64N(CentsMax), Clients: 2 + rand.IntN(clientsMax-1),
 		}
 		if i%lateEvery == 0 {
 			q.Late, q.Clients = 1, q.Clients+1
 		}
 		if i%othersEvery == 0 {
 			q.Others = 1
+		}
+		if i%dearEvery == dearEvery/2 {
+			q.Cents += CentsMax
 		}
 		requests[i] = q
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/pawl-dev/pawl/coordinator/outbox/webhook"
 )
 
-// shipping packs a parcel for each order.
+// shipping packs a parcel for each confirmed order.
 type shipping struct {
 	pool *pgxpool.Pool
 	ns   int16
@@ -30,7 +30,7 @@ func Shipping(pool *pgxpool.Pool, ns int16, secret string, log *slog.Logger) (ht
 // handle packs the parcel of an event in the transaction that notes the event. An error, or a crash before the commit, leaves neither, and the event comes again; after the commit
 // it may come again too, and is known.
 func (s *shipping) handle(ctx context.Context, e outbox.Event) error {
-	if e.Type != OrderPlaced {
+	if e.Type != OrderConfirmed {
 		return nil // nothing to ship
 	}
 	var o Order
@@ -62,7 +62,7 @@ func pack(ctx context.Context, tx pgx.Tx, eventID string, o Order) error {
 		return err
 	}
 	_, err = tx.Exec(ctx, `
-		INSERT INTO checkout.parcel (event_id, order_id, customer, order_number, parcel_number)
-		VALUES ($1, $2, $3, $4, $5)`, eventID, o.ID, o.Customer, o.Number, parcel)
+		INSERT INTO checkout.parcel (event_id, order_id, customer, turn, number)
+		VALUES ($1, $2, $3, $4, $5)`, eventID, o.ID, o.Customer, o.Turn, parcel)
 	return err
 }

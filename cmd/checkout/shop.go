@@ -13,14 +13,14 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/idempotency"
-	"github.com/pawl-dev/pawl/coordinator/outbox"
+	"github.com/pawl-dev/pawl/coordinator/saga"
 )
 
-// shop takes orders and tells of them.
+// shop takes orders.
 type shop struct {
-	pool   *pgxpool.Pool
-	outbox outbox.Outbox
-	log    *slog.Logger
+	pool *pgxpool.Pool
+	saga *checkout
+	log  *slog.Logger
 }
 
 // Shop is the HTTP interface of the shop. The customer is the user name of basic authentication; the example asks for no password.
@@ -28,7 +28,7 @@ type shop struct {
 //	POST /orders        with Idempotency-Key and {"item": "tea", "cents": 450}: 201, the order, and its Location; 400 if it is not to be had
 //	GET  /orders/{id}   200 and the order, to the customer whose it is
 func Shop(pool *pgxpool.Pool, ns int16, log *slog.Logger) (http.Handler, error) {
-	s := &shop{pool, outbox.Outbox{Namespace: ns}, log}
+	s := &shop{pool, newCheckout(ns), log}
 	once, err := idempotency.Middleware(pool, idempotency.HTTP{Options: idempotency.Options{Namespace: ns}, Scope: customer, Logger: log})
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func (s *shop) place(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, `an order is of the form {"item": "tea", "cents": 450}`, http.StatusBadRequest)
 		return
 	}
-	o := Order{Customer: customer(r), Item: wish.Item, Cents: wish.Cents}
+	o := Order{Customer: customer(r), Item: wish.Item, Cents: wish.Cents, State: Placed}
 	if err := s.write(r.Context(), idempotency.Tx(r.Context()), &o); err != nil {
 		s.fail(w, r, err)
 		return
@@ -58,34 +58,34 @@ func (s *shop) place(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusCreated, o)
 }
 
-// write writes an order and publishes its event. The lock on the customer's row is held to the commit, and so the customer's events follow one another.
+// write writes an order and starts its saga.
 func (s *shop) write(ctx context.Context, tx pgx.Tx, o *Order) error {
 	err := tx.QueryRow(ctx, `
-		INSERT INTO checkout.customer AS c (id, orders)
-		VALUES ($1, 1)
+		INSERT INTO checkout.customer AS c (id, orders, confirmed)
+		VALUES ($1, 1, 0)
 		ON CONFLICT (id) DO UPDATE SET orders = c.orders + 1
 		RETURNING orders`, o.Customer).Scan(&o.Number)
 	if err != nil {
 		return err
 	}
 	err = tx.QueryRow(ctx, `
-		INSERT INTO checkout.orders (customer, number, item, cents)
-		VALUES ($1, $2, $3, $4)
-		RETURNING id`, o.Customer, o.Number, o.Item, o.Cents).Scan(&o.ID)
+		INSERT INTO checkout.orders (customer, number, item, cents, state)
+		VALUES ($1, $2, $3, $4, $5)
+		RETURNING id`, o.Customer, o.Number, o.Item, o.Cents, o.State).Scan(&o.ID)
 	if err != nil {
 		return err
 	}
-	payload, err := json.Marshal(o)
-	if err != nil {
-		return err
-	}
-	return s.outbox.Publish(ctx, tx, outbox.Event{Topic: Topic, Key: o.Customer, Type: OrderPlaced, Payload: payload})
+	_, err = s.saga.Start(ctx, tx, *o, saga.ID(SagaID(o.ID)))
+	return err
 }
 
 func (s *shop) show(w http.ResponseWriter, r *http.Request) {
 	id, _ := strconv.ParseInt(r.PathValue("id"), 10, 64) // 0 is nobody's
 	o := Order{ID: id, Customer: customer(r)}
-	err := s.pool.QueryRow(r.Context(), "SELECT number, item, cents FROM checkout.orders WHERE id = $1 AND customer = $2", o.ID, o.Customer).Scan(&o.Number, &o.Item, &o.Cents)
+	err := s.pool.QueryRow(r.Context(), `
+		SELECT o.number, o.item, o.cents, o.state, coalesce(o.turn, 0), o.gift
+		FROM checkout.orders o
+		WHERE o.id = $1 AND o.customer = $2`, o.ID, o.Customer).Scan(&o.Number, &o.Item, &o.Cents, &o.State, &o.Turn, &o.Gift)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		http.Error(w, "no such order", http.StatusNotFound)

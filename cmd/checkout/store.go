@@ -18,14 +18,15 @@ type DB interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// The example's own tables. They have nothing to do with Pawl's: a user of Pawl has tables like these. No unique key guards orders and parcel.
+// The example's own tables. They have nothing to do with Pawl's: a user of Pawl has tables like these. No unique key guards orders, reservation, payment and parcel.
 const schema = `
 CREATE SCHEMA IF NOT EXISTS checkout;
 
 -- The shop's.
 CREATE TABLE IF NOT EXISTS checkout.customer (
-  id     text PRIMARY KEY,
-  orders int  NOT NULL
+  id        text PRIMARY KEY,
+  orders    int  NOT NULL,
+  confirmed int  NOT NULL
 );
 CREATE TABLE IF NOT EXISTS checkout.orders (
   id       bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -33,9 +34,45 @@ CREATE TABLE IF NOT EXISTS checkout.orders (
   number   int         NOT NULL,
   item     text        NOT NULL,
   cents    bigint      NOT NULL,
+  state    text        NOT NULL,
+  turn     int,                            -- among the customer's confirmed orders
+  gift     boolean     NOT NULL DEFAULT false,
   at       timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX IF NOT EXISTS orders_customer ON checkout.orders (customer, number);
+CREATE INDEX IF NOT EXISTS orders_open ON checkout.orders (id) WHERE state IN ('placed', 'accepted');
+
+-- The inventory's. What is put back is a row of its own, below 0.
+CREATE TABLE IF NOT EXISTS checkout.stock (
+  item      text   PRIMARY KEY,
+  delivered bigint NOT NULL,
+  pieces    bigint NOT NULL -- that are left
+);
+CREATE TABLE IF NOT EXISTS checkout.reservation (
+  order_id bigint      NOT NULL,
+  item     text        NOT NULL,
+  pieces   int         NOT NULL,
+  at       timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS reservation_order ON checkout.reservation (order_id);
+
+-- Payments'. A refund is a row of its own, below 0. Of each call that came again there is a row in payment_repeat.
+CREATE TABLE IF NOT EXISTS checkout.account (
+  customer text   PRIMARY KEY,
+  cents    bigint NOT NULL -- paid so far
+);
+CREATE TABLE IF NOT EXISTS checkout.payment (
+  id       bigint      GENERATED ALWAYS AS IDENTITY,
+  order_id bigint      NOT NULL,
+  customer text        NOT NULL,
+  cents    bigint      NOT NULL,
+  at       timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS payment_order ON checkout.payment (order_id);
+CREATE TABLE IF NOT EXISTS checkout.payment_repeat (
+  saga text        NOT NULL,
+  at   timestamptz NOT NULL DEFAULT now()
+);
 
 -- Shipping's. Of each event that came again there is a row in repeat.
 CREATE TABLE IF NOT EXISTS checkout.recipient (
@@ -44,14 +81,14 @@ CREATE TABLE IF NOT EXISTS checkout.recipient (
   cents    bigint NOT NULL
 );
 CREATE TABLE IF NOT EXISTS checkout.parcel (
-  event_id      uuid        NOT NULL,
-  order_id      bigint      NOT NULL,
-  customer      text        NOT NULL,
-  order_number  int         NOT NULL,
-  parcel_number int         NOT NULL,
-  at            timestamptz NOT NULL DEFAULT now()
+  event_id uuid        NOT NULL,
+  order_id bigint      NOT NULL,
+  customer text        NOT NULL,
+  turn     int         NOT NULL, -- the order's
+  number   int         NOT NULL, -- among the customer's parcels
+  at       timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX IF NOT EXISTS parcel_customer ON checkout.parcel (customer, parcel_number);
+CREATE INDEX IF NOT EXISTS parcel_customer ON checkout.parcel (customer, number);
 CREATE TABLE IF NOT EXISTS checkout.repeat (
   event_id uuid        NOT NULL,
   customer text        NOT NULL,
@@ -86,13 +123,16 @@ CREATE TABLE IF NOT EXISTS checkout.answer (
 CREATE INDEX IF NOT EXISTS answer_key ON checkout.answer (run_id, key);
 `
 
-// Create makes the schema checkout and its tables where they are missing, and shipping's subscription, so that no event is missed. Several processes may do so at once.
+// Create makes the schema checkout and its tables where they are missing, registers the saga, and makes shipping's subscription, so that no event is missed. Several processes may do so at once.
 func Create(ctx context.Context, pool *pgxpool.Pool, ns int16) error {
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended('checkout', 0))"); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, schema); err != nil {
+			return err
+		}
+		if err := newCheckout(ns).Register(ctx, tx); err != nil {
 			return err
 		}
 		_, err := outbox.Create(ctx, tx, subscription(ns, nil))
@@ -104,7 +144,10 @@ func Create(ctx context.Context, pool *pgxpool.Pool, ns int16) error {
 	return nil
 }
 
-// Start begins a run: what its clients will ask for.
+// shortEvery is of how many pieces that are asked for one is not delivered.
+const shortEvery = 5
+
+// Start begins a run: what its clients will ask for, and most of it delivered to the stock.
 func Start(ctx context.Context, pool *pgxpool.Pool, orders int) (run int64, requests []Request, err error) {
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		if err := tx.QueryRow(ctx, "INSERT INTO checkout.run DEFAULT VALUES RETURNING id").Scan(&run); err != nil {
@@ -116,6 +159,14 @@ func Start(ctx context.Context, pool *pgxpool.Pool, orders int) (run int64, requ
 				q := requests[i]
 				return []any{run, q.Key, q.Customer, q.Item, q.Cents, q.Clients, q.Others}, nil
 			}))
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
+			INSERT INTO checkout.stock AS s (item, delivered, pieces)
+			SELECT x.item, x.pieces, x.pieces
+			FROM (SELECT q.item, count(*) - (count(*) + $2::int / 2) / $2::int AS pieces FROM checkout.request q WHERE q.run_id = $1 GROUP BY q.item) x
+			ON CONFLICT (item) DO UPDATE SET delivered = s.delivered + excluded.delivered, pieces = s.pieces + excluded.pieces`, run, shortEvery)
 		return err
 	})
 	if err != nil {
@@ -137,13 +188,15 @@ func Record(ctx context.Context, pool *pgxpool.Pool, run int64, answers []Answer
 	return nil
 }
 
-// Progress is how far shipping is.
+// Progress is how far the orders of a run are.
 type Progress struct {
-	Parcels int   // of the run's customers
+	Decided int   // confirmed or cancelled,
+	Parcels int   // and packed
+	Open    int   // neither confirmed nor cancelled, of other runs too
 	Waiting int64 // events, of other runs too, that shipping is still to be told of, or is to be told again
 }
 
-// ReadProgress tells how far shipping is with the orders of a run.
+// ReadProgress tells how far the orders of a run are.
 func ReadProgress(ctx context.Context, on DB, ns int16, run int64) (p Progress, err error) {
 	all, err := outbox.List(ctx, on, ns, 10_000)
 	if err != nil {
@@ -155,9 +208,10 @@ func ReadProgress(ctx context.Context, on DB, ns int16, run int64) (p Progress, 
 		}
 	}
 	err = on.QueryRow(ctx, `
-		SELECT count(*)
-		FROM checkout.parcel p
-		WHERE p.customer IN (SELECT q.customer FROM checkout.request q WHERE q.run_id = $1)`, run).Scan(&p.Parcels)
+		WITH customer AS (SELECT DISTINCT q.customer AS id FROM checkout.request q WHERE q.run_id = $1)
+		SELECT (SELECT count(*) FROM checkout.orders o JOIN customer c ON c.id = o.customer WHERE o.state IN ('confirmed', 'cancelled')),
+		  (SELECT count(*) FROM checkout.parcel p JOIN customer c ON c.id = p.customer),
+		  (SELECT count(*) FROM checkout.orders o WHERE o.state IN ('placed', 'accepted'))`, run).Scan(&p.Decided, &p.Parcels, &p.Open)
 	if err != nil {
 		return p, fmt.Errorf("progress of run %d: %w", run, err)
 	}

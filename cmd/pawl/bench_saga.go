@@ -25,8 +25,8 @@ import (
 )
 
 const (
-	benchSagasWarmUp  = 200  // sagas that do not count
-	benchSagasAlone   = 300  // one after another
+	benchSagasWarmUp  = 200 // sagas that do not count
+	benchSagasAlone   = 300 // one after another
 	benchSagasWaiting = 100_000
 	benchSagaUnits    = 10_000
 	benchSagaSpan     = 5 * time.Second

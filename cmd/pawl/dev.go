@@ -58,7 +58,7 @@ func (c *devCmd) Help() string {
 
 gosrc: a coordinator and worker processes. Each .go file of the Go installation is a job that parses it and writes what it found, in the transaction that ends the job. A last job adds up each package. Then the same is counted one by one without a database, and both must agree in every package.
 
-checkout: a shop that takes orders over HTTP, relays, and shipping, which gets a webhook for each order. Impatient clients ask for the same order many times at once, with one Idempotency-Key. Then the tables must show one order for each key, one parcel for each order, and those of each customer in their order.
+checkout: a shop, inventory and payments, each with its own tables, relays, and shipping. Impatient clients ask the shop for the same order many times at once over HTTP, with one Idempotency-Key. Each order is a saga: a piece is reserved, the money is charged over a line that loses, repeats and delays calls, the order is confirmed, and shipping gets a webhook; or it is out of stock, refused or unanswered, and all of it is undone. Then the tables must show one order for each key, each of them confirmed, paid and packed once or cancelled with nothing left, and stock and money that add up.
 
 Stays up afterwards, for you to look around with the other commands, until Ctrl-C. The example's tables are in the schema of its name; each run adds to them.`
 }

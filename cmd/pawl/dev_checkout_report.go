@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/pawl-dev/pawl/cmd/checkout"
@@ -37,14 +38,27 @@ func (r *checkoutReport) write(a *app) error {
 	}
 	w, c, f := a.out, r.Calls, r.Figures
 	fmt.Fprintf(w, "\n%s of %s in %.1f s: asked for by %s, several with one key at once.\n", plural(f.Orders, "order"), plural(f.Customers, "customer"), r.ElapsedS, plural(f.Clients, "client"))
-	if n := r.Kills["shop"] + r.Kills["shipping"] + r.Kills["relay"]; n > 0 {
-		fmt.Fprintf(w, "%s killed: shop %d, shipping %d, relay %d.\n", plural(n, "process was", "processes were"), r.Kills["shop"], r.Kills["shipping"], r.Kills["relay"])
+	if n, kills := r.kills(); n > 0 {
+		fmt.Fprintf(w, "%s killed: %s.\n", plural(n, "process was", "processes were"), kills)
 	}
 	fmt.Fprintf(w, "%s to the shop: %s, of them %s with what was stored for the key.\n", plural(c.Calls, "call"), plural(c.Answers, "answer"), thousands(c.Replayed))
 	fmt.Fprintf(w, "The others were made again: %s met another with their key at work (409), %s were given up by the client, %s cut off, %s failed.\n",
 		thousands(c.InFlight), thousands(c.Hurried), thousands(c.Cut), thousands(c.Failed))
+	fmt.Fprintf(w, "%s confirmed, %s cancelled: for %s nothing was left in stock, %s the bank refused, %s got no answer from payments.\n",
+		plural(f.Confirmed, "order was", "orders were"), thousands(f.Cancelled), thousands(f.Short), thousands(f.Refused), thousands(f.Unanswered))
+	fmt.Fprintf(w, "%s, of them %s; %s came again, and the barrier knew them.\n", plural(f.Payments, "payment"), plural(f.Refunds, "refund"), plural(f.PaymentRepeats, "call"))
 	fmt.Fprintf(w, "%s to shipping: %s again, of events that its inbox knew.\n\n", plural(f.Parcels+f.Repeats, "delivery", "deliveries"), thousands(f.Repeats))
 	return r.proof(w)
+}
+
+// kills is how many processes were killed, and of which services.
+func (r *checkoutReport) kills() (n int, text string) {
+	var parts []string
+	for _, name := range devServices {
+		n += r.Kills[name]
+		parts = append(parts, fmt.Sprintf("%s %d", name, r.Kills[name]))
+	}
+	return n, strings.Join(parts, ", ")
 }
 
 func (r *checkoutReport) proof(w io.Writer) error {

@@ -52,7 +52,7 @@ func TestDevProcess(t *testing.T) {
 	c.Dev.command = devProcess(mode)
 	if mode == "slow" {
 		c.DevWorker.use = []worker.Middleware{slowly}
-		c.DevCheckout.wrap = slowHandler
+		c.DevCheckout.wrap, c.DevCheckout.use = slowHandler, c.DevWorker.use
 	}
 	a := &app{ctx: context.Background(), in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	a.use(c.globals)

@@ -121,7 +121,24 @@ func message(err error) string {
 	case db.Code(err) != "":
 		text = strings.TrimSuffix(text, " (SQLSTATE "+db.Code(err)+")")
 	}
+	for _, h := range sagaHints {
+		if errors.Is(err, h.err) {
+			text = strings.TrimSuffix(text, ".") + "; " + h.hint
+		}
+	}
 	return withoutTags(text)
+}
+
+// sagaHints say what to do about errors of sagas that do not say it themselves.
+var sagaHints = []struct {
+	err  error
+	hint string
+}{
+	{saga.ErrNotFound, `"pawl saga list" lists sagas, "pawl saga show ID" the steps of one`},
+	{saga.ErrUnregistered, `"pawl saga definitions" lists those that are`},
+	{saga.ErrConflict, `"pawl saga show ID" tells which one has it: give another --id`},
+	{saga.ErrEnded, `nothing is left to do, "pawl saga show ID" tells how it went`},
+	{saga.ErrNotWaiting, `"pawl saga show ID" says what it waits for, and what can be done`},
 }
 
 // lastTry is why the last of the tries to connect failed, which says more than those before it: with TLS, to the other address of a name.

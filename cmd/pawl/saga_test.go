@@ -86,12 +86,6 @@ func (c *checkoutService) serve(t *testing.T, pool *pgxpool.Pool, steps ...strin
 		}
 		saga.Handle(w, c.steps[name], act, undo)
 	}
-	runWorker(t, w)
-}
-
-// runWorker runs a worker until the test ends.
-func runWorker(t *testing.T, w *worker.Worker) {
-	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
@@ -116,41 +110,46 @@ func startSaga(t *testing.T, url, id, input string, state saga.State) {
 	awaitSaga(t, url, id, state)
 }
 
+// awaitSaga waits until a saga is in a state.
 func awaitSaga(t *testing.T, url, id string, state saga.State) (s saga.Story) {
 	t.Helper()
-	until(t, func() bool {
+	eventually(t, func() bool {
 		s = mustJSON[saga.Story](t, exitOK, url, "saga", "show", id)
 		return s.State == state
 	}, func() string {
-		return fmt.Sprintf("saga %s is not %s:\n%s", id, state, must(t, exitOK, url, "saga", "show", id))
+		return fmt.Sprintf("saga %s to be %s:\n%s", id, state, must(t, exitOK, url, "saga", "show", id))
 	})
 	return s
 }
 
-// untilShown waits until a command shows a text.
-func untilShown(t *testing.T, url, text string, args ...string) {
+// awaitStep waits until a step of a saga, by its number from 0, has succeeded.
+func awaitStep(t *testing.T, url, id string, step int) {
 	t.Helper()
-	var out string
-	until(t, func() bool { out = must(t, exitOK, url, args...); return strings.Contains(out, text) }, func() string { return fmt.Sprintf("%q is not shown:\n%s", text, out) })
+	eventually(t, func() bool {
+		return mustJSON[saga.Story](t, exitOK, url, "saga", "show", id).Steps[step].State == saga.StepSucceeded
+	}, func() string {
+		return fmt.Sprintf("step %d of saga %s to succeed:\n%s", step, id, must(t, exitOK, url, "saga", "show", id))
+	})
 }
 
-// untilStep waits until a step of a saga is in a state.
-func untilStep(t *testing.T, url, id string, step int, state saga.StepState) {
+// awaitText waits until a command prints something.
+func awaitText(t *testing.T, url, text string, args ...string) {
 	t.Helper()
-	until(t, func() bool { return mustJSON[saga.Story](t, exitOK, url, "saga", "show", id).Steps[step].State == state },
-		func() string { return fmt.Sprintf("step %d is not %s:\n%s", step, state, must(t, exitOK, url, "saga", "show", id)) })
+	eventually(t, func() bool { return strings.Contains(must(t, exitOK, url, args...), text) }, func() string {
+		return fmt.Sprintf("%q in:\n%s", text, must(t, exitOK, url, args...))
+	})
 }
 
-// until looks every now and then whether something has come about.
-func until(t *testing.T, ok func() bool, what func() string) {
+// eventually waits until ok; else what says for what it was in vain.
+func eventually(t *testing.T, ok func() bool, what func() string) {
 	t.Helper()
-	timeout, tick := time.After(patience), time.NewTicker(10*time.Millisecond)
+	tick, end := time.NewTicker(10*time.Millisecond), time.After(patience)
 	defer tick.Stop()
 	for !ok() {
 		select {
 		case <-tick.C:
-		case <-timeout:
-			t.Fatal(what())
+		case <-end:
+			t.Fatalf("waited in vain for %s", what())
 		}
 	}
 }
@@ -258,13 +257,13 @@ func TestSagaDefinitions(t *testing.T) {
 	startSaga(t, url, "one", `{}`, saga.StateRunning)
 	mentions(t, must(t, exitOK, url, "saga", "show", "one"), "NOT SERVED  reserve waits in queue shop", "AHEAD       No live worker serves charge, label, ship, thank")
 	c.serve(t, pool, "reserve", "charge", "thank")
-	untilShown(t, url, "label,ship", "saga", "definitions")
+	awaitText(t, url, "label,ship", "saga", "definitions")
 	type listing struct{ Definitions []saga.Registered }
 	got := mustJSON[listing](t, exitOK, url, "saga", "definitions")
 	if d := got.Definitions; len(d) != 1 || d[0].Name != "checkout" || d[0].Version != 2 || d[0].Open != 1 || len(d[0].Steps) != 5 || !d[0].Steps[0].Served || d[0].Steps[2].Served {
 		t.Errorf("got %+v", got)
 	}
-	untilShown(t, url, "NOT SERVED  label waits in queue shop", "saga", "show", "one")
+	awaitText(t, url, "NOT SERVED  label waits in queue shop", "saga", "show", "one")
 	mentions(t, must(t, exitOK, url, "saga", "show", "one"), "AHEAD       No live worker serves ship;", "✓      reserve       succeeded  shop", "1/2", `{"done":"reserve"}`)
 }
 
@@ -349,19 +348,19 @@ func TestSagaCancel(t *testing.T) {
 	start(t, url, "serve")
 	c.serve(t, pool, "reserve", "charge", "ship") // not label
 	startSaga(t, url, "early", `{}`, saga.StateRunning)
-	untilStep(t, url, "early", 1, saga.StepSucceeded)
+	awaitStep(t, url, "early", 1)
 	refused(t, exitFailed, url, []string{"saga", "retry", "early", "--reason", "x"}, "not stuck", "running")
 	cancel := []string{"saga", "cancel", "early", "--reason", "the customer called", "--actor", "mia"}
 	mentions(t, must(t, exitOK, url, cancel...), "saga early was running, and is compensating now: running label\n")
 	mentions(t, must(t, exitOK, url, cancel...), "saga early is left as it is: it is compensating now")
-	untilShown(t, url, "NOT SERVED  the compensation of label waits in queue shop", "saga", "show", "early") // whose job was looked at, and so may have begun
+	awaitText(t, url, "NOT SERVED  the compensation of label waits in queue shop", "saga", "show", "early") // whose job was looked at, and so may have begun
 	c.serve(t, pool, "label")
 	awaitSaga(t, url, "early", saga.StateCompensated)
 	mentions(t, must(t, exitOK, url, "saga", "show", "early"), "because     it was cancelled by mia: the customer called", "→ compensating; by mia; the customer called")
 	refused(t, exitFailed, url, cancel, "has ended", "compensated")
 
 	startSaga(t, url, "late", `{}`, saga.StateRunning)
-	untilStep(t, url, "late", 3, saga.StepSucceeded)
+	awaitStep(t, url, "late", 3)
 	refused(t, exitFailed, url, []string{"saga", "cancel", "late", "--reason", "x"}, "passed its pivot", "goes forward")
 	refused(t, exitNotFound, url, []string{"saga", "cancel", "nope", "--reason", "x"}, "nope", "not found")
 }
@@ -414,12 +413,20 @@ func TestSagaParts(t *testing.T) {
 	saga.HandleChild(w, child, func(_ context.Context, c *saga.Call[checkoutOrder]) (checkoutOrder, error) { return c.Input, nil }, nil)
 	saga.HandleEach(w, parcels, func(context.Context, *saga.Call[checkoutOrder]) ([]int, error) { return []int{1, 2, 3}, nil },
 		func(context.Context, *saga.Call[checkoutOrder], int) (out checkoutOutput, err error) { return out, nil }, nil)
-	runWorker(t, w)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 
 	must(t, exitOK, url, "saga", "start", "order", "--id", "o 1")
-	untilShown(t, url, "saga o 1/bill", "saga", "show", "o 1")
+	awaitText(t, url, "saga o 1/bill", "saga", "show", "o 1")
 	awaitSaga(t, url, "o 1/bill", saga.StateStuck)
-	untilStep(t, url, "o 1", 1, saga.StepSucceeded)
+	awaitStep(t, url, "o 1", 1)
 	out := must(t, exitOK, url, "saga", "show", "o 1")
 	mentions(t, out, "STUCK       bill waits for saga o 1/bill, which is stuck. See what it needs:\n      pawl saga show 'o 1/bill'\n", "running    default  -        saga o 1/bill STUCK",
 		"3 of 3 units over", "over in 59m", "WAITS       approval waits for its signal, which somebody must send; without it, the step fails in 1h59m", "waits for its signal, and fails in 1h59m",

@@ -18,7 +18,8 @@ import (
 const (
 	awaitMin      = 5 * time.Millisecond   // until a saga is looked for again, at first,
 	awaitMax      = 400 * time.Millisecond // and at last
-	awaitServed   = 100 * time.Millisecond // at first, where workers of this process have handlers of the definition, and tell
+	awaitHear     = 10 * time.Millisecond  // until it is looked for at all, where workers of this process have handlers of the definition, and tell,
+	awaitServed   = 100 * time.Millisecond // and again, at first
 	awaitBatchMax = 250                    // sagas that are looked for in one statement
 	awaitShare    = 3                      // how many times longer than to look for all the looks are apart
 	awaitReadMax  = 30 * time.Second       // how long a look may take
@@ -31,13 +32,14 @@ type Instance struct {
 	outputs map[string]json.RawMessage
 }
 
-// Await waits until a saga has ended, and gives it. It holds no connection while it waits: one goroutine looks for all that wait for sagas of this definition on the same pool, at once, after 5 ms (100 ms if a worker of
-// this process has handlers of the definition), then ever less often, at most every 400 ms, and at once when a worker in this process with handlers of the definition has ended one. On a transaction or connection it looks by itself. The error is ErrCompensated (a
-// [CompensatedError]) or ErrForced, both with the instance; ErrNotFound; ErrUnfinished with ctx's cause; or the database's. It goes on waiting for a saga that is stuck.
+// Await waits until a saga has ended, and gives it. It holds no connection while it waits: one goroutine looks for all that wait for sagas of this definition on the same pool. Where workers of this process have
+// handlers of the definition, it hears from them of the ends of theirs, and looks after 10 ms, 110 ms, then ever less often, at most every 400 ms; else it looks at once, after 5 ms, and so on. On a transaction or
+// connection it looks by itself. The error is ErrCompensated (a [CompensatedError]) or ErrForced, both with the instance; ErrNotFound; ErrUnfinished with ctx's cause; or the database's. It goes on waiting for a
+// saga that is stuck.
 func (d *Definition[In]) Await(ctx context.Context, on DB, id string) (*Instance, error) {
 	var a answer
 	if pool, ok := on.(*pgxpool.Pool); ok {
-		a = d.def.ends.await(ctx, d.def.namespace, pool, id, d.def.awaitFirst())
+		a = d.def.ends.await(ctx, d.def.namespace, pool, d.def.newWaiter(id))
 	} else {
 		a = awaitAlone(ctx, on, d.def.namespace, id)
 	}
@@ -146,12 +148,13 @@ type watcher struct {
 
 // waiter is one call of Await.
 type waiter struct {
-	id    string
-	at    int64         // when to look again, by the monotonic clock
-	wait  time.Duration // and how long after that
-	last  State         // when it was last looked at
-	place int           // in waiters
-	told  chan answer   // has room for one
+	id     string
+	at     int64         // when to look again, by the monotonic clock; 0: at once
+	wait   time.Duration // and how long after that
+	looked bool          // it was, or is being
+	last   State         // when it was last
+	place  int           // in waiters
+	told   chan answer   // has room for one
 }
 
 // waiters are a heap by when they are due.
@@ -169,18 +172,18 @@ func (w *waiters) Pop() any {
 	return last
 }
 
-// awaitFirst is how long to wait for the end of a saga before it is looked for again.
-func (d *definition) awaitFirst() time.Duration {
+func (d *definition) newWaiter(id string) *waiter {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	w := &waiter{id: id, wait: awaitMin, told: make(chan answer, 1)}
 	if len(d.served) > 0 {
-		return awaitServed
+		w.at, w.wait = session.Monotonic()+int64(awaitHear), awaitServed
 	}
-	return awaitMin
+	w.wait = cmp.Or(d.ends.pause, w.wait)
+	return w
 }
 
-func (e *ends) await(ctx context.Context, ns int16, pool *pgxpool.Pool, id string, first time.Duration) answer {
-	me := &waiter{id: id, wait: cmp.Or(e.pause, first), told: make(chan answer, 1)}
+func (e *ends) await(ctx context.Context, ns int16, pool *pgxpool.Pool, me *waiter) answer {
 	w := e.join(ns, pool, me)
 	select {
 	case a := <-me.told:
@@ -291,6 +294,7 @@ func (w *watcher) take() (ids []string, next time.Duration, over bool) {
 	seen := map[string]bool{}
 	for len(seen) < awaitBatchMax && w.due[0].at <= now {
 		one := w.due[0]
+		one.looked = true
 		one.at, one.wait = now+int64(one.wait), min(one.wait*3/2, cmp.Or(w.ends.pause, awaitMax))
 		heap.Fix(&w.due, 0)
 		if !seen[one.id] {
@@ -309,7 +313,7 @@ func (w *watcher) tell(answers map[string]answer, took int64) {
 	for id, a := range answers {
 		for _, one := range append([]*waiter(nil), w.byID[id]...) {
 			switch {
-			case a.err != nil && one.at == 0: // came, or heard of its end, during the look, which may have been too early
+			case a.err != nil && (one.at == 0 || !one.looked): // came, or heard of its end, during the look, which may have been too early
 			case a.final():
 				w.remove(one)
 				one.told <- a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"sync"
 	"time"
 
@@ -44,9 +45,10 @@ func (r ref) self() ref { return r }
 // Caller is a handler's call, a [Call] of any type.
 type Caller interface{ self() ref }
 
-// Key is the idempotency key of what the handler does: "<saga>/<step>", with "/undo" behind it for the compensation, or "/<n>" for a unit. It is the same at every attempt.
+// Key is the idempotency key of what the handler does: "<saga>/<step>", with "/undo" behind it for the compensation, or "/<n>" for a unit. It is the same at every attempt. In it the saga's id is
+// percent-encoded where it holds what a segment of a path cannot, such as a slash: no two have the same key.
 func (c *Call[In]) Key() string {
-	key := c.Saga + "/" + c.Step
+	key := url.PathEscape(c.Saga) + "/" + c.Step
 	switch {
 	case c.Compensating:
 		return key + "/undo"

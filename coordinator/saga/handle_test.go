@@ -107,7 +107,7 @@ func TestCall(t *testing.T) {
 		kind, args, want, key string
 		compensating          bool
 	}{
-		{"saga:d/a", `{"saga":"x/1","id":"7","step":"a","version":3,"input":{"item":"pen"}}`, `{"receipt":2}`, "x/1/a", false},
+		{"saga:d/a", `{"saga":"x/1","id":"7","step":"a","version":3,"input":{"item":"pen"}}`, `{"receipt":2}`, "x%2F1/a", false},
 		{"saga:d/a/undo", `{"saga":"x","id":"7","step":"a","version":3,"input":{"item":"pen"},"output":{"receipt":9}}`, "null", "x/a/undo", true},
 		{"saga:d/a/undo", `{"saga":"x","id":"7","step":"a","version":3,"input":{"item":"pen"},"output":null}`, "null", "x/a/undo", true},
 	} {

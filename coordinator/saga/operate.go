@@ -27,7 +27,8 @@ func Cancel(ctx context.Context, on DB, ns int16, id, actor, reason string) erro
 	return act(ctx, on, "cancel", db.ActOnSagaParams{Ns: ns, Key: id, What: "cancelled", Actor: actor, Reason: reason})
 }
 
-// Retry lets a saga that is stuck try again, with all its attempts, what it is stuck at. The error is ErrNotWaiting if it is not stuck, ErrEnded, ErrNotFound.
+// Retry lets a saga that is stuck try again, with all its attempts, what it is stuck at. A child that has ended does not begin again. The error is ErrNotWaiting if it is not stuck, or only at
+// such a child; ErrEnded, ErrNotFound.
 func Retry(ctx context.Context, on DB, ns int16, id, actor, reason string) error {
 	return act(ctx, on, "retry", db.ActOnSagaParams{Ns: ns, Key: id, What: "retried", Actor: actor, Reason: reason})
 }
@@ -48,7 +49,7 @@ func Skip(ctx context.Context, on DB, ns int16, id, step string, as Verdict, out
 	return act(ctx, on, fmt.Sprintf("skip step %q of", step), p)
 }
 
-// Force ends a saga as it stands: nothing more of it runs, and what is not undone stays. The error is ErrEnded, ErrNotFound.
+// Force ends a saga as it stands, and its children: nothing more of them runs, and what is not undone stays. The error is ErrEnded, ErrNotFound.
 func Force(ctx context.Context, on DB, ns int16, id, actor, reason string) error {
 	return act(ctx, on, "force", db.ActOnSagaParams{Ns: ns, Key: id, What: "forced", Actor: actor, Reason: reason})
 }

@@ -99,7 +99,7 @@ type StepStory struct {
 	UnitsOver   int        `json:"units_over,omitempty"`
 }
 
-// Event is what happened to a saga: started, succeeded, refused, exhausted, withdrawn, expanded, units, undone, undo_exhausted, cancelled, expired, retried, skipped, failed, forced, held or signalled.
+// Event is what happened to a saga: started, succeeded, refused, exhausted, withdrawn, expanded, units, undone, undo_exhausted, cancelled, expired, retried, skipped, failed, forced or signalled.
 type Event struct {
 	Seq    int             `json:"seq"`
 	At     time.Time       `json:"at"`
