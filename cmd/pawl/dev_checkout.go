@@ -165,6 +165,11 @@ func (e *devCheckout) prove(ctx context.Context) (devReport, error) {
 
 func (e *devCheckout) lookAround(w io.Writer, try func(args, what string)) {
 	f := e.report.Figures
+	try("saga show "+checkout.SagaID(f.ExampleOrder), "the steps of an order, and when they were done")
+	if f.ExampleCancelled != 0 {
+		try("saga show "+checkout.SagaID(f.ExampleCancelled), "one that was cancelled: what was undone, and why")
+	}
+	try("saga list", "the newest sagas")
 	try("outbox lag", "how far shipping is behind the shop")
 	try("subscription list", "who is told of what")
 	try("subscription parked "+checkout.SubscriptionName, "events that shipping refused")
