@@ -261,16 +261,19 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Gives what a step came to, for its compensation: of the events that wait to be appended and of those that are.
+-- What the newest event of these kinds says that a step came to, or a signal brought: of those that wait to be appended and of those that are. What was said of its compensation does not count.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.saga_output(p_ns smallint, p_saga bigint, p_step smallint, p_whats pawl.saga_what[], p_new pawl.saga_event[]) RETURNS json
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_bit bigint := 1::bigint << p_step - 1;
 BEGIN
   RETURN (SELECT CASE e.what WHEN 'skipped' THEN e.detail->'output' ELSE e.detail END
     FROM (
-      SELECT n.seq, n.what, n.detail FROM unnest(p_new) n WHERE n.saga_id = p_saga AND n.step = p_step AND n.what = ANY (p_whats)
+      SELECT n.seq, n.what, n.detail FROM unnest(p_new) n WHERE n.saga_id = p_saga AND n.step = p_step AND n.what = ANY (p_whats) AND n.undone & v_bit = 0
       UNION ALL
-      SELECT x.seq, x.what, x.detail FROM pawl.saga_event x WHERE x.ns = p_ns AND x.saga_id = p_saga AND x.step = p_step AND x.what = ANY (p_whats)
+      SELECT x.seq, x.what, x.detail FROM pawl.saga_event x
+      WHERE x.ns = p_ns AND x.saga_id = p_saga AND x.step = p_step AND x.what = ANY (p_whats) AND x.undone & v_bit = 0
       ORDER BY 1 DESC LIMIT 1) e);
 END $$;
 -- +goose StatementEnd

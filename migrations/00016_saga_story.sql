@@ -13,10 +13,7 @@ BEGIN
     WHERE s.ns = p_ns AND s.id = p_saga;
   SELECT e.ok INTO v_ok FROM pawl.saga_event e WHERE e.ns = p_ns AND e.saga_id = p_saga ORDER BY e.seq DESC LIMIT 1;
   IF v_ok & (1::bigint << v_step - 1) <> 0 THEN
-    RETURN coalesce((
-      SELECT CASE e.what WHEN 'skipped' THEN e.detail->'output' ELSE e.detail END FROM pawl.saga_event e
-      WHERE e.ns = p_ns AND e.saga_id = p_saga AND e.step = v_step AND e.what IN ('succeeded', 'skipped') AND e.undoing & (1::bigint << v_step - 1) = 0
-      ORDER BY e.seq DESC LIMIT 1), 'null');
+    RETURN coalesce(pawl.saga_output(p_ns, p_saga, v_step, ARRAY['succeeded', 'skipped']::pawl.saga_what[], '{}'), 'null');
   END IF;
   RETURN NULL;
 END $$;

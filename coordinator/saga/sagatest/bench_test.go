@@ -159,3 +159,30 @@ func TestBench_order(t *testing.T) {
 		t.Errorf("with a handler: got %s, ran %v", got, ran)
 	}
 }
+
+// The output of a step that succeeded while its saga was turning back is there for its compensation, as its argument and when it is asked for.
+func TestBench_outputOfLateSuccess(t *testing.T) {
+	t.Parallel()
+	ctx, pool := t.Context(), dbtest.New(t)
+	b := sagatest.New(t, pool)
+	d := saga.Define[string]("d")
+	step := saga.Step[string](d, "step")
+	var got []string
+	saga.Handle(b, step, func(ctx context.Context, c *saga.Call[string]) (string, error) {
+		return "done", saga.Cancel(ctx, pool, 1, c.Saga, "test", "meanwhile")
+	}, func(ctx context.Context, c *saga.Call[string], own *string) error {
+		read, err := step.Output(ctx, c)
+		got = append(got, *own, read)
+		return err
+	})
+	if err := d.Register(ctx, pool); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Start(ctx, pool, "", saga.ID("s")); err != nil {
+		t.Fatal(err)
+	}
+	b.Run(ctx)
+	if len(got) != 2 || got[0] != "done" || got[1] != "done" || b.State("s") != saga.StateCompensated {
+		t.Errorf("got %q, %s", got, b.State("s"))
+	}
+}
