@@ -163,7 +163,7 @@ LEFT JOIN (
   SELECT x.definition_id, count(*) AS open
   FROM (SELECT y.id, y.definition_id FROM pawl.saga y WHERE y.ns = $1::smallint ORDER BY y.id DESC LIMIT $2::int) x
   CROSS JOIN LATERAL pawl.saga_now($1::smallint, x.id) n
-  WHERE n.state NOT IN ('succeeded', 'compensated', 'forced')
+  WHERE NOT pawl.saga_over(n.state)
   GROUP BY x.definition_id) o ON o.definition_id = d.id
 WHERE d.ns = $1::smallint
 ORDER BY d.name, d.version DESC LIMIT $3::int

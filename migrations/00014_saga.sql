@@ -27,7 +27,7 @@ CREATE TABLE pawl.saga_definition (
   pivot            bigint      NOT NULL,
   sure             bigint      NOT NULL,  -- the pivot and the steps behind it: these must not be undone
   undoable         bigint      NOT NULL,
-  first            smallint    NOT NULL,  -- the one step that needs no other, if it is the only such and has a job; else 0
+  begins_alone     boolean     NOT NULL,  -- its first step is the only one that needs no other, and has a job
   waits_ms         bigint[]    NOT NULL,
   children         int[]       NOT NULL,  -- the definition of a child saga
   kinds            text[]      NOT NULL,
@@ -70,6 +70,13 @@ CREATE TABLE pawl.saga (
 );
 
 CREATE TYPE pawl.saga_state AS ENUM ('running', 'compensating', 'stuck', 'succeeded', 'compensated', 'forced');
+
+-- Whether a saga in this state has ended. Postgres puts it in place of its call.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.saga_over(p_state pawl.saga_state) RETURNS boolean LANGUAGE sql IMMUTABLE BEGIN ATOMIC
+  SELECT p_state IN ('succeeded', 'compensated', 'forced');
+END;
+-- +goose StatementEnd
 
 CREATE TYPE pawl.saga_what AS ENUM (
   'started',
@@ -236,12 +243,12 @@ BEGIN
     END IF;
   END LOOP;
   -- Arrays that were never set, or only in part, are filled up.
-  INSERT INTO pawl.saga_definition (ns, name, version, digest, registered_at, registered_by, deadline_ms, spec, steps, types, needs, below, all_steps, pivot, sure, undoable, first, waits_ms, children,
+  INSERT INTO pawl.saga_definition (ns, name, version, digest, registered_at, registered_by, deadline_ms, spec, steps, types, needs, below, all_steps, pivot, sure, undoable, begins_alone, waits_ms, children,
       kinds, queues, queue_ids, priorities, max_attempts, timeouts_ms, backoffs_ms, backoffs_ms_max,
       undo_queues, undo_queue_ids, undo_max_attempts, undo_timeouts_ms, undo_backoffs_ms, undo_backoffs_ms_max)
     VALUES (p_ns, p_name, p_version, p_digest, now(), coalesce(nullif(current_setting('application_name'), ''), session_user), (p_spec->>'deadline_ms')::bigint, p_spec,
       d.steps, d.types, d.needs, d.below, v_bit - 1, d.pivot, d.sure, d.undoable,
-      CASE WHEN (SELECT count(*) FROM unnest(d.needs) n WHERE n = 0) = 1 AND d.kinds[1] IS NOT NULL THEN 1 ELSE 0 END, coalesce(d.waits_ms, '{}'), coalesce(d.children, '{}'),
+      (SELECT count(*) FROM unnest(d.needs) n WHERE n = 0) = 1 AND d.kinds[1] IS NOT NULL, coalesce(d.waits_ms, '{}'), coalesce(d.children, '{}'),
       coalesce(d.kinds, '{}'), coalesce(d.queues, '{}'), coalesce(d.queue_ids, '{}'), coalesce(d.priorities, '{}'), coalesce(d.max_attempts, '{}'), coalesce(d.timeouts_ms, '{}'),
       coalesce(d.backoffs_ms, '{}'), coalesce(d.backoffs_ms_max, '{}'),
       coalesce(d.undo_queues, '{}'), coalesce(d.undo_queue_ids, '{}'), coalesce(d.undo_max_attempts, '{}'), coalesce(d.undo_timeouts_ms, '{}'), coalesce(d.undo_backoffs_ms, '{}'), coalesce(d.undo_backoffs_ms_max, '{}'))
@@ -311,7 +318,6 @@ END $$;
 CREATE FUNCTION pawl.saga_apply(p_ns smallint, p_sagas bigint[], p_steps smallint[], p_whats pawl.saga_what[], p_details json[], p_actor text DEFAULT NULL, OUT queues text[], OUT ended text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-  c_final CONSTANT pawl.saga_state[] := ARRAY['succeeded', 'compensated', 'forced'];
   v_xid     xid8 := pg_current_xact_id();
   v_now     timestamptz := clock_timestamp();
   v_root    bigint;
@@ -346,6 +352,7 @@ DECLARE
   v_child   bigint;
   v_key     text;
   v_error   text;
+  v_withdraw boolean;
 BEGIN
   queues := '{}';
   ended := '{}';
@@ -384,7 +391,7 @@ BEGIN
           s.lined := 0; s.ok := 0; s.refused := 0; s.unknown := 0; s.expanded := 0; s.signalled := 0; s.undoing := 0; s.undone := 0; s.stuck := 0;
         END IF;
       END IF;
-      CONTINUE WHEN s.state = ANY (c_final);
+      CONTINUE WHEN pawl.saga_over(s.state);
       v_was := s;
       v_todo := '{}';
       s.seq := s.seq + 1;
@@ -537,7 +544,8 @@ BEGIN
 
       -- What follows.
       IF s.state = 'forced' OR s.backward AND NOT v_was.backward THEN
-        -- What is waited for is called off: timers and signals have done nothing; jobs that wait in line are withdrawn by the sweep.
+        -- What is waited for is called off: timers and signals have done nothing; jobs that wait in line, of what is forced those of compensations too, are withdrawn by the sweep.
+        v_withdraw := s.state = 'forced';
         FOR i IN 1 .. cardinality(d.steps) LOOP
           v_mask := 1::bigint << i - 1;
           CONTINUE WHEN s.lined & v_mask & ~(s.ok | s.refused | s.unknown) = 0;
@@ -549,18 +557,15 @@ BEGIN
             n_whats := n_whats || CASE s.state WHEN 'forced' THEN 'forced' ELSE 'cancelled' END::pawl.saga_what;
             n_details := n_details || json_build_object('reason', format('saga %s %s', g.key, CASE s.state WHEN 'forced' THEN 'was forced to its end' ELSE 'has turned back' END));
           ELSE
-            INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
+            v_withdraw := true;
           END IF;
         END LOOP;
+        IF v_withdraw THEN
+          INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
+        END IF;
       END IF;
       IF s.state = 'forced' THEN
-        FOR i IN 1 .. cardinality(d.steps) LOOP
-          CONTINUE WHEN d.types[i] <> 'child' OR s.expanded & ~(s.ok | s.refused | s.unknown) & (1::bigint << i - 1) = 0;
-          n_sagas := n_sagas || (SELECT y.id FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i]);
-          n_steps := n_steps || 0::smallint;
-          n_whats := n_whats || 'forced'::pawl.saga_what;
-          n_details := n_details || json_build_object('reason', format('saga %s was forced', g.key));
-        END LOOP;
+        NULL;
       ELSIF NOT s.backward AND s.ok = d.all_steps THEN
         s.state := 'succeeded';
       ELSIF NOT s.backward THEN
@@ -595,7 +600,7 @@ BEGIN
           END IF;
         END IF;
       END IF;
-      IF s.state <> ALL (c_final) THEN
+      IF NOT pawl.saga_over(s.state) THEN
         s.state := CASE WHEN s.stuck <> 0 THEN 'stuck' WHEN s.backward THEN 'compensating' ELSE 'running' END::pawl.saga_state;
       END IF;
       IF s.stuck & ~v_was.stuck <> 0 THEN
@@ -659,7 +664,7 @@ BEGIN
       v_events := v_events || s;
 
       -- Its end.
-      IF s.state = ANY (c_final) THEN
+      IF pawl.saga_over(s.state) THEN
         ended := ended || g.key;
         DELETE FROM pawl.saga_hold h WHERE h.ns = p_ns AND h.saga_id = g.id;
         IF g.parent_id IS NOT NULL THEN
@@ -667,9 +672,6 @@ BEGIN
           n_steps := n_steps || g.parent_step;
           n_whats := n_whats || CASE s.state WHEN 'succeeded' THEN 'succeeded' WHEN 'compensated' THEN 'refused' ELSE 'exhausted' END::pawl.saga_what;
           n_details := n_details || CASE s.state WHEN 'succeeded' THEN NULL ELSE json_build_object('error', format('saga %s: %s', g.key, s.state)) END;
-        END IF;
-        IF s.state = 'forced' THEN
-          INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
         END IF;
       END IF;
     END LOOP;
@@ -750,7 +752,7 @@ BEGIN
   IF v_n NOT BETWEEN 1 AND 1000 OR v_n <> cardinality(p_inputs) THEN
     RAISE EXCEPTION 'pawl: a batch has 1 to 1000 sagas, each with a key and an input, not % and %', v_n, cardinality(p_inputs) USING ERRCODE = '22023';
   END IF;
-  SELECT y.id, y.deadline_ms, y.first, y.version, y.steps[1] AS step, y.kinds[1] AS kind, y.queues[1] AS queue, y.queue_ids[1] AS queue_id, y.priorities[1] AS priority,
+  SELECT y.id, y.deadline_ms, y.begins_alone, y.version, y.steps[1] AS step, y.kinds[1] AS kind, y.queues[1] AS queue, y.queue_ids[1] AS queue_id, y.priorities[1] AS priority,
       y.max_attempts[1] AS max_attempts, y.timeouts_ms[1] AS timeout_ms, y.backoffs_ms[1] AS backoff_ms, y.backoffs_ms_max[1] AS backoff_ms_max, l.epoch, pawl.is_home(l.cluster) AS home
     INTO d FROM pawl.saga_definition y
     LEFT JOIN LATERAL (SELECT x.epoch, x.cluster FROM pawl.line x WHERE x.ns = p_ns AND x.queue_id = y.queue_ids[1] AND x.priority = y.priorities[1] OFFSET 0) l ON true
@@ -795,7 +797,7 @@ BEGIN
   IF v_deadline IS NOT NULL THEN
     INSERT INTO pawl.saga_timer (ns, saga_id, step, at) SELECT p_ns, u, 0, v_deadline FROM unnest(n_ids) u;
   END IF;
-  IF d.first = 0 THEN
+  IF NOT d.begins_alone THEN
     SELECT a.queues INTO queues FROM pawl.saga_apply(p_ns, n_ids, array_fill(0::smallint, ARRAY[v_n]), array_fill('started'::pawl.saga_what, ARRAY[v_n]), array_fill(NULL::json, ARRAY[v_n])) a;
     RETURN;
   END IF;
@@ -843,7 +845,7 @@ BEGIN
   END IF;
   PERFORM pg_advisory_xact_lock(pawl.saga_lock_key((saga).root_id));
   SELECT y.* INTO event FROM pawl.saga_now(p_ns, (saga).id) y;
-  IF (event).state IN ('succeeded', 'compensated', 'forced') THEN
+  IF pawl.saga_over((event).state) THEN
     RAISE EXCEPTION 'pawl: saga % has ended: it is %', p_key, (event).state USING ERRCODE = 'PW023';
   END IF;
 END $$;
@@ -942,7 +944,7 @@ BEGIN
   IF NOT FOUND THEN
     RAISE EXCEPTION 'pawl: there is no saga %', p_key USING ERRCODE = 'PW024';
   END IF;
-  IF g.state IN ('succeeded', 'compensated', 'forced') THEN
+  IF pawl.saga_over(g.state) THEN
     RAISE EXCEPTION 'pawl: saga % has ended: it is %', p_key, g.state USING ERRCODE = 'PW023';
   END IF;
   FOR i IN 1 .. 5 LOOP
@@ -954,7 +956,7 @@ BEGIN
       WHERE h.ns = p_ns AND h.name = p_name;
     IF v_other.id = g.id THEN
       RETURN NULL;
-    ELSIF v_other.state NOT IN ('succeeded', 'compensated', 'forced') THEN
+    ELSIF NOT pawl.saga_over(v_other.state) THEN
       RETURN v_other.key;
     END IF;
     DELETE FROM pawl.saga_hold h WHERE h.ns = p_ns AND h.name = p_name AND h.saga_id = v_other.id;  -- or it was freed meanwhile
@@ -1075,10 +1077,10 @@ BEGIN
     v_n := v_n + 1;
     last := x.id;
     SELECT y.* INTO s FROM pawl.saga_now(p_ns, x.id) y;
-    CONTINUE WHEN s.state IN ('succeeded', 'compensated', 'forced') OR pawl.saga_lives(s, x.types);
+    CONTINUE WHEN pawl.saga_over(s.state) OR pawl.saga_lives(s, x.types);
     PERFORM pg_advisory_xact_lock(pawl.saga_lock_key(x.root_id));
     SELECT y.* INTO s FROM pawl.saga_now(p_ns, x.id) y;
-    CONTINUE WHEN s.state IN ('succeeded', 'compensated', 'forced') OR pawl.saga_lives(s, x.types);
+    CONTINUE WHEN pawl.saga_over(s.state) OR pawl.saga_lives(s, x.types);
     forgotten := forgotten || x.key;
     FOR i IN 1 .. cardinality(x.types) LOOP
       IF s.undoing & ~s.undone & (1::bigint << i - 1) <> 0 THEN
@@ -1131,8 +1133,8 @@ BEGIN
     v_n := v_n + 1;
     last := x.id;
     -- A part of a saga stays as long as the whole.
-    CONTINUE WHEN NOT EXISTS (SELECT FROM pawl.saga_now(p_ns, x.id) e WHERE e.state IN ('succeeded', 'compensated', 'forced') AND e.at < clock_timestamp() - p_keep)
-      OR x.root_id <> x.id AND NOT EXISTS (SELECT FROM pawl.saga_now(p_ns, x.root_id) e WHERE e.state IN ('succeeded', 'compensated', 'forced'));
+    CONTINUE WHEN NOT EXISTS (SELECT FROM pawl.saga_now(p_ns, x.id) e WHERE pawl.saga_over(e.state) AND e.at < clock_timestamp() - p_keep)
+      OR x.root_id <> x.id AND NOT EXISTS (SELECT FROM pawl.saga_now(p_ns, x.root_id) e WHERE pawl.saga_over(e.state));
     DELETE FROM pawl.saga_event e WHERE e.ns = p_ns AND e.saga_id = x.id;
     DELETE FROM pawl.saga_timer e WHERE e.ns = p_ns AND e.saga_id = x.id;
     DELETE FROM pawl.saga_hold e WHERE e.ns = p_ns AND e.saga_id = x.id;
@@ -1147,7 +1149,7 @@ END $$;
 
 -- +goose Down
 DROP FUNCTION pawl.sweep_sagas_old, pawl.saga_lives, pawl.sweep_sagas_forgotten, pawl.saga_withdraw, pawl.sweep_sagas, pawl.saga_hold, pawl.saga_send, pawl.saga_act, pawl.saga_open, pawl.saga_same,
-  pawl.saga_start, pawl.saga_endings, pawl.saga_apply, pawl.saga_units, pawl.saga_output, pawl.saga_alert, pawl.saga_register, pawl.saga_now, pawl.saga_args, pawl.saga_lock_key;
+  pawl.saga_start, pawl.saga_endings, pawl.saga_apply, pawl.saga_units, pawl.saga_output, pawl.saga_alert, pawl.saga_register, pawl.saga_now, pawl.saga_over, pawl.saga_args, pawl.saga_lock_key;
 DROP TABLE pawl.saga_hold, pawl.saga_timer, pawl.saga_event, pawl.saga, pawl.saga_definition;
 DROP TYPE pawl.saga_what, pawl.saga_state;
 DROP SEQUENCE pawl.saga_id;

@@ -55,7 +55,7 @@ BEGIN
       WHERE x.ns = p_ns AND x.saga_id = s.id AND x.backward AND n.state = 'compensated' ORDER BY x.seq LIMIT 1) t ON true
     LEFT JOIN LATERAL (
       SELECT json_object_agg(d.steps[x.step], CASE x.what WHEN 'skipped' THEN x.detail->'output' ELSE x.detail END) AS outputs FROM pawl.saga_event x
-      WHERE x.ns = p_ns AND x.saga_id = s.id AND x.what IN ('succeeded', 'skipped') AND n.state IN ('succeeded', 'compensated', 'forced')
+      WHERE x.ns = p_ns AND x.saga_id = s.id AND x.what IN ('succeeded', 'skipped') AND pawl.saga_over(n.state)
         AND (n.ok & ~x.undoing) >> x.step - 1 & 1 = 1) o ON true;
 END $$;
 -- +goose StatementEnd

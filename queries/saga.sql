@@ -100,7 +100,7 @@ LEFT JOIN (
   SELECT x.definition_id, count(*) AS open
   FROM (SELECT y.id, y.definition_id FROM pawl.saga y WHERE y.ns = @ns::smallint ORDER BY y.id DESC LIMIT @scan_rows::int) x
   CROSS JOIN LATERAL pawl.saga_now(@ns::smallint, x.id) n
-  WHERE n.state NOT IN ('succeeded', 'compensated', 'forced')
+  WHERE NOT pawl.saga_over(n.state)
   GROUP BY x.definition_id) o ON o.definition_id = d.id
 WHERE d.ns = @ns::smallint
 ORDER BY d.name, d.version DESC LIMIT @limit_rows::int;
