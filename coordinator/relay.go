@@ -159,19 +159,7 @@ func (c *Coordinator) keepOutbox(ctx context.Context) error {
 
 // sweepOutbox removes positions that newer ones have replaced.
 func (c *Coordinator) sweepOutbox(ctx context.Context, r *Report) error {
-	for range passesMax {
-		n, err := c.q.SweepOutbox(ctx, db.SweepOutboxParams{Ns: c.conf.Namespace, Keep: positionKeep, LimitRows: positionsMax})
-		if err != nil {
-			return err
-		}
-		if n < 0 {
-			r.Skipped = true
-			return nil
-		}
-		r.Did += n
-		if n < positionsMax {
-			return nil
-		}
-	}
-	return nil
+	return removeAll(r, positionsMax, func() (int64, error) {
+		return c.q.SweepOutbox(ctx, db.SweepOutboxParams{Ns: c.conf.Namespace, Keep: positionKeep, LimitRows: positionsMax})
+	})
 }

@@ -41,12 +41,7 @@ func (c *Coordinator) fireSagas(ctx context.Context, r *Report) (next time.Durat
 			r.Skipped = true
 			return -1, nil
 		}
-		next = time.Duration(row.NextInMs * float64(time.Millisecond))
-		if row.NextInMs < 0 && row.NextInMs != -1 {
-			next = 0
-		} else if row.NextInMs == -1 {
-			next = -1
-		}
+		next = untilNext(row.NextInMs)
 		r.Did += int64(row.Did)
 		c.hintQueues(ctx, row.Queues)
 		for _, id := range row.Withdraw {

@@ -169,27 +169,22 @@ func (c *Coordinator) sweepDedupe(ctx context.Context, r *Report) error {
 
 // sweepIdempotency removes what has expired.
 func (c *Coordinator) sweepIdempotency(ctx context.Context, r *Report) error {
-	for range passesMax {
-		n, err := c.q.SweepIdempotency(ctx, db.SweepIdempotencyParams{Ns: c.conf.Namespace, Keep: idempotency.AbandonedKeep, LimitRows: expiredMax})
-		if err != nil {
-			return err
-		}
-		if n < 0 {
-			r.Skipped = true
-			return nil
-		}
-		r.Did += n
-		if n < expiredMax {
-			return nil
-		}
-	}
-	return nil
+	return removeAll(r, expiredMax, func() (int64, error) {
+		return c.q.SweepIdempotency(ctx, db.SweepIdempotencyParams{Ns: c.conf.Namespace, Keep: idempotency.AbandonedKeep, LimitRows: expiredMax})
+	})
 }
 
 // sweepBarrier removes what no call can come for any more.
 func (c *Coordinator) sweepBarrier(ctx context.Context, r *Report) error {
+	return removeAll(r, expiredMax, func() (int64, error) {
+		return c.q.SweepBarrier(ctx, db.SweepBarrierParams{Ns: c.conf.Namespace, Keep: barrier.Keep, LimitRows: expiredMax})
+	})
+}
+
+// removeAll calls a sweep that removes up to limit rows until it finds fewer. Below 0 it says that another node is at it.
+func removeAll(r *Report, limit int64, sweep func() (int64, error)) error {
 	for range passesMax {
-		n, err := c.q.SweepBarrier(ctx, db.SweepBarrierParams{Ns: c.conf.Namespace, Keep: barrier.Keep, LimitRows: expiredMax})
+		n, err := sweep()
 		if err != nil {
 			return err
 		}
@@ -198,7 +193,7 @@ func (c *Coordinator) sweepBarrier(ctx context.Context, r *Report) error {
 			return nil
 		}
 		r.Did += n
-		if n < expiredMax {
+		if n < limit {
 			return nil
 		}
 	}
@@ -223,9 +218,7 @@ func (c *Coordinator) sweepDue(ctx context.Context, from *time.Time, r *Report) 
 			r.Skipped = true
 			return d, nil
 		}
-		if d.next = time.Duration(row.NextInMs * float64(time.Millisecond)); row.NextInMs < 0 && row.NextInMs != -1 {
-			d.next = 0
-		}
+		d.next = untilNext(row.NextInMs)
 		if row.Moved == 0 {
 			return d, nil
 		}
@@ -242,6 +235,14 @@ func (c *Coordinator) sweepDue(ctx context.Context, from *time.Time, r *Report) 
 		}
 	}
 	return d, nil
+}
+
+// untilNext reads how long until something is due, of which -1 ms says that nothing is, and any other negative time that it is late.
+func untilNext(ms float64) time.Duration {
+	if ms == -1 {
+		return -1
+	}
+	return max(time.Duration(ms*float64(time.Millisecond)), 0)
 }
 
 func (c *Coordinator) hint(ctx context.Context, queues []int32) {
