@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pawl-dev/pawl/coordinator/job"
+	"github.com/pawl-dev/pawl/coordinator/saga"
 	"github.com/pawl-dev/pawl/db"
 )
 
@@ -35,15 +35,12 @@ func Handle[A any](w *Worker, d *job.Definition[A], h func(ctx context.Context, 
 
 // HandleResult is Handle for a handler with a result, which is kept for job.Await.
 func HandleResult[A, R any](w *Worker, d *job.Definition[A], h func(ctx context.Context, j *job.Job[A]) (R, error)) {
-	w.register(d.Kind(), func(ctx context.Context, r *run, t *task) (result json.RawMessage, ended bool, err error) {
-		err = wrap(ctx, w, t, func(ctx context.Context, j *job.Job[A]) error {
-			out, err := h(ctx, j)
-			if err == nil {
-				result, err = encode(out)
-			}
-			return err
-		})
-		return result, false, err
+	handle(w, d.Kind(), func(ctx context.Context, j *job.Job[A]) (json.RawMessage, error) {
+		out, err := h(ctx, j)
+		if err != nil {
+			return nil, err
+		}
+		return encode(out)
 	})
 }
 
@@ -52,25 +49,28 @@ func HandleResult[A, R any](w *Worker, d *job.Definition[A], h func(ctx context.
 // cannot commit. While the database is away and no transaction can begin, jobs are handed back with a delay and use no attempt.
 // The handler must not commit or roll back tx itself. Bounds: the job's timeout, and Config.Grace idle in the transaction.
 func HandleTx[A, R any](w *Worker, d *job.Definition[A], h func(ctx context.Context, tx pgx.Tx, j *job.Job[A]) (R, error)) {
-	w.register(d.Kind(), func(ctx context.Context, r *run, t *task) (result json.RawMessage, ended bool, err error) {
-		err = wrap(ctx, w, t, func(ctx context.Context, j *job.Job[A]) (err error) {
-			ended, err = inTx(ctx, r, t, func(tx pgx.Tx) (json.RawMessage, error) {
-				out, err := h(ctx, tx, j)
-				if err != nil {
-					return nil, err
-				}
-				return encode(out)
-			})
-			return err
-		})
-		return nil, ended, err
+	handleTx(w, d.Kind(), func(ctx context.Context, tx pgx.Tx, j *job.Job[A]) (json.RawMessage, error) {
+		out, err := h(ctx, tx, j)
+		if err != nil {
+			return nil, err
+		}
+		return encode(out)
 	})
 }
 
 // HandleRaw registers a handler of a kind whose args and result are JSON that it reads and writes itself; a nil result is none. Otherwise it is as Handle.
 func (w *Worker) HandleRaw(kind string, h func(ctx context.Context, j *Raw) (json.RawMessage, error)) {
-	w.register(kind, func(ctx context.Context, r *run, t *task) (result json.RawMessage, ended bool, err error) {
-		err = wrap(ctx, w, t, func(ctx context.Context, j *Raw) (err error) {
+	handle(w, kind, h)
+}
+
+// HandleRawTx is HandleRaw with the transaction of HandleTx.
+func (w *Worker) HandleRawTx(kind string, h func(ctx context.Context, tx pgx.Tx, j *Raw) (json.RawMessage, error)) {
+	handleTx(w, kind, h)
+}
+
+func handle[A any](w *Worker, kind string, h func(ctx context.Context, j *job.Job[A]) (json.RawMessage, error)) {
+	w.register(kind, func(ctx context.Context, _ *run, t *task) (result json.RawMessage, ended bool, err error) {
+		err = wrap(ctx, w, t, func(ctx context.Context, j *job.Job[A]) (err error) {
 			result, err = h(ctx, j)
 			return err
 		})
@@ -78,10 +78,9 @@ func (w *Worker) HandleRaw(kind string, h func(ctx context.Context, j *Raw) (jso
 	})
 }
 
-// HandleRawTx is HandleRaw with the transaction of HandleTx.
-func (w *Worker) HandleRawTx(kind string, h func(ctx context.Context, tx pgx.Tx, j *Raw) (json.RawMessage, error)) {
+func handleTx[A any](w *Worker, kind string, h func(ctx context.Context, tx pgx.Tx, j *job.Job[A]) (json.RawMessage, error)) {
 	w.register(kind, func(ctx context.Context, r *run, t *task) (result json.RawMessage, ended bool, err error) {
-		err = wrap(ctx, w, t, func(ctx context.Context, j *Raw) (err error) {
+		err = wrap(ctx, w, t, func(ctx context.Context, j *job.Job[A]) (err error) {
 			ended, err = inTx(ctx, r, t, func(tx pgx.Tx) (json.RawMessage, error) { return h(ctx, tx, j) })
 			return err
 		})
@@ -199,13 +198,11 @@ func inTx(ctx context.Context, r *run, t *task, do func(pgx.Tx) (json.RawMessage
 	return err == nil, err
 }
 
-// handlerOf is the handler of a kind: a step of a saga is served by that for all versions, "saga:name/step", where none is registered for its own, "saga:name@version/step".
+// handlerOf is the handler of a kind: a step of a saga is served by that for all versions where none is registered for its own.
 func (w *Worker) handlerOf(kind string) handler {
 	h := w.handlers[kind]
-	if h == nil && strings.HasPrefix(kind, "saga:") {
-		name, rest, _ := strings.Cut(kind, "@")
-		_, step, _ := strings.Cut(rest, "/")
-		h = w.handlers[name+"/"+step]
+	if h == nil {
+		h = w.handlers[saga.AnyVersion(kind)]
 	}
 	return h
 }

@@ -3,6 +3,7 @@ package saga
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -68,6 +69,17 @@ func (s stepRef) kindName() string {
 		return fmt.Sprintf("saga:%s@%d/%s", s.step.def.name, s.step.def.version, s.step.name)
 	}
 	return fmt.Sprintf("saga:%s/%s", s.step.def.name, s.step.name)
+}
+
+// AnyVersion is the kind under which handlers for all versions of a step are registered, "saga:name/step", of the kind of its jobs, "saga:name@version/step". "" for a kind of another form. A worker that has no
+// handler for a kind looks for one for this.
+func AnyVersion(kind string) string {
+	name, rest, versioned := strings.Cut(kind, "@")
+	_, step, ok := strings.Cut(rest, "/")
+	if !versioned || !ok || !strings.HasPrefix(name, "saga:") {
+		return ""
+	}
+	return name + "/" + step
 }
 
 // StepOf is a step of a saga with input In, whose output is an Out.

@@ -348,12 +348,10 @@ func (s *spec) isServed(d *specStep, kinds []string, undo bool) bool {
 	if undo {
 		rest += "/undo"
 	}
-	for _, kind := range []string{fmt.Sprintf("saga:%s@%d%s", s.Name, s.Version, rest), "saga:" + s.Name + rest} {
-		if _, ok := slices.BinarySearch(kinds, kind); ok {
-			return true
-		}
-	}
-	return false
+	kind := fmt.Sprintf("saga:%s@%d%s", s.Name, s.Version, rest)
+	_, own := slices.BinarySearch(kinds, kind)
+	_, all := slices.BinarySearch(kinds, AnyVersion(kind))
+	return own || all
 }
 
 // ListScanMax is how many sagas List looks at for one page when it filters by state.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -121,9 +120,8 @@ func (b *Bench) claim(ctx context.Context) *claim {
 // handlerOf is that of a worker: a handler for the version goes before one for all.
 func (b *Bench) handlerOf(kind string) *handler {
 	h, there := b.handlers[kind]
-	if name, rest, versioned := strings.Cut(kind, "@"); !there && versioned {
-		_, step, _ := strings.Cut(rest, "/")
-		h, there = b.handlers[name+"/"+step]
+	if !there {
+		h, there = b.handlers[saga.AnyVersion(kind)]
 	}
 	if !there {
 		return nil
