@@ -29,13 +29,13 @@ const (
 type Definition[A any] struct {
 	kind string
 	opts options
-	hint *hinter
+	hint *Hinter
 }
 
 // Define declares a kind of job. The name is its identity: a renamed Go type changes nothing, a renamed kind is another kind.
 // It panics if the name or an option is invalid: both are written in code.
 func Define[A any](kind string, opts ...Option) *Definition[A] {
-	d := &Definition[A]{kind: kind, opts: defaults(), hint: &hinter{}}
+	d := &Definition[A]{kind: kind, opts: defaults(), hint: &Hinter{}}
 	if kind == "" || len(kind) > 128 {
 		panic(fmt.Sprintf("job: a kind's name has 1 to 128 bytes, %q has %d", kind, len(kind)))
 	}

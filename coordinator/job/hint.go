@@ -18,16 +18,19 @@ const HintInterval = 20 * time.Millisecond
 // HintDue is the payload of the hint that something was scheduled.
 const HintDue = "due"
 
-// hinter sends hints after enqueues that committed by themselves. A hint that fails is only a later start.
-type hinter struct{ last atomic.Int64 }
+// Hinter spaces hints by HintInterval. The zero value is ready. It is safe for concurrent use.
+type Hinter struct{ last atomic.Int64 }
 
-func (h *hinter) enqueued(ctx context.Context, on DB, o *options) {
-	if _, ok := on.(*pgxpool.Pool); !ok {
-		return // not committed, or not ours to commit
-	}
+// Allow tells whether a hint may be sent now; if so, the next may be an interval later.
+func (h *Hinter) Allow() bool {
 	now, last := session.Monotonic(), h.last.Load()
-	if last != 0 && now-last < int64(HintInterval) || !h.last.CompareAndSwap(last, now) {
-		return
+	return (last == 0 || now-last >= int64(HintInterval)) && h.last.CompareAndSwap(last, now)
+}
+
+// enqueued sends a hint after an enqueue that committed by itself. One that fails is only a later start.
+func (h *Hinter) enqueued(ctx context.Context, on DB, o *options) {
+	if _, ok := on.(*pgxpool.Pool); !ok || !h.Allow() {
+		return // not committed, or not ours to commit; or just done
 	}
 	payload := "n" + o.queue
 	if o.runAt != nil {

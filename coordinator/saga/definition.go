@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pawl-dev/pawl/coordinator/job"
 	"github.com/pawl-dev/pawl/db"
 )
 
@@ -38,7 +39,7 @@ type definition struct {
 	deadline  time.Duration
 	steps     []*step // as they were declared, and so each behind those it needs
 
-	hint   hinter
+	hint   job.Hinter
 	ends   ends  // those who await
 	goes   going // which sagas go forward, for units
 	mu     sync.Mutex

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -15,7 +14,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/job"
-	"github.com/pawl-dev/pawl/coordinator/session"
 	"github.com/pawl-dev/pawl/db"
 )
 
@@ -220,7 +218,11 @@ func (d *definition) startBatch(ctx context.Context, on DB, o *startOptions, key
 	if err == nil && len(row.Queues) > 0 {
 		if _, ok := on.(*pgxpool.Pool); ok { // else it is not committed, or not ours to commit
 			d.wake(row.Queues)
-			d.hint.send(ctx, on, d.namespace, row.Queues)
+			if d.hint.Allow() {
+				for _, q := range row.Queues {
+					_ = job.Hint(ctx, on, d.namespace, q) // hints are hints
+				}
+			}
 		}
 	}
 	return row, err
@@ -256,18 +258,5 @@ func (d *definition) wake(queues []string) {
 		for _, q := range queues {
 			w.Wake(q)
 		}
-	}
-}
-
-// hinter sends hints after starts that committed by themselves, at most once a job.HintInterval. A hint that fails is only a later start.
-type hinter struct{ last atomic.Int64 }
-
-func (h *hinter) send(ctx context.Context, on DB, ns int16, queues []string) {
-	now, last := session.Monotonic(), h.last.Load()
-	if last != 0 && now-last < int64(job.HintInterval) || !h.last.CompareAndSwap(last, now) {
-		return
-	}
-	for _, q := range queues {
-		_ = job.Hint(ctx, on, ns, q)
 	}
 }
