@@ -3,16 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"iter"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"runtime"
 	"runtime/debug"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -86,14 +84,14 @@ type benchInput struct {
 	Pad string `json:"pad"`
 }
 
-// chain is a saga of n steps, one after another.
+// chain is a saga of steps one after another.
 type chain struct {
 	def   *saga.Definition[benchInput]
 	steps []*saga.StepOf[benchInput, saga.None]
 }
 
-func newChain(name, queue string, n int) chain {
-	c := chain{def: saga.Define[benchInput](name)}
+func newChain(queue string, n int) chain {
+	c := chain{def: saga.Define[benchInput](queue)}
 	for i := range n {
 		opts := []saga.StepOption{saga.Queue(queue)}
 		if i > 0 {
@@ -107,17 +105,31 @@ func newChain(name, queue string, n int) chain {
 func noStep(context.Context, *saga.Call[benchInput]) (saga.None, error) { return saga.None{}, nil }
 func noUndo(context.Context, *saga.Call[benchInput], *saga.None) error  { return nil }
 
-// serve runs a worker of one queue, with the handlers that register gives it, until stop.
-func (b *bench) serve(ctx context.Context, queue string, slots int, register func(*worker.Worker)) (w *worker.Worker, stop func() error, err error) {
-	w, err = worker.New(b.pool, worker.Config{Queues: map[string]int{queue: slots}, Namespace: b.a.namespace, Name: "bench", Logger: b.a.log})
+// serving registers a definition and calls do while a worker of its queue runs, with the handlers that register gives it.
+func (b *bench) serving(ctx context.Context, def *saga.Definition[benchInput], queue string, slots int, register func(*worker.Worker), do func(w *worker.Worker) error) error {
+	if err := def.Register(ctx, b.pool); err != nil {
+		return err
+	}
+	w, err := worker.New(b.pool, worker.Config{Queues: map[string]int{queue: slots}, Namespace: b.a.namespace, Name: "bench", Logger: b.a.log})
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	register(w)
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
-	return w, func() error { cancel(); return <-done }, nil
+	err = do(w)
+	cancel()
+	return errors.Join(err, <-done)
+}
+
+// startToResult starts a saga and awaits it.
+func startToResult(ctx context.Context, pool *pgxpool.Pool, def *saga.Definition[benchInput]) error {
+	s, err := def.Start(ctx, pool, benchInput{Pad: benchPad})
+	if err == nil {
+		_, err = def.Await(ctx, pool, s.ID)
+	}
+	return err
 }
 
 // flight starts and awaits sagas, n at a time for a span, after some that do not count. It gives how long each took, and the rate.
@@ -133,18 +145,11 @@ func flight(ctx context.Context, pool *pgxpool.Pool, def *saga.Definition[benchI
 		last   time.Time
 		paused = make(chan struct{})
 	)
-	one := func() error {
-		s, err := def.Start(ctx, pool, benchInput{Pad: benchPad})
-		if err == nil {
-			_, err = def.Await(ctx, pool, s.ID)
-		}
-		return err
-	}
 	for range n {
 		group.Go(func() {
 			for {
 				at := time.Now()
-				if err := one(); err != nil {
+				if err := startToResult(ctx, pool, def); err != nil {
 					mu.Lock()
 					fault = err
 					mu.Unlock()
@@ -177,27 +182,15 @@ func flight(ctx context.Context, pool *pgxpool.Pool, def *saga.Definition[benchI
 	return took, float64(len(took)) / last.Sub(began).Seconds(), nil
 }
 
-// chained registers a chain of n steps of its own and runs do with a worker for it.
-func (b *bench) chained(ctx context.Context, n, slots int, do func(c chain, w *worker.Worker) error) (err error) {
+// chained calls do with a chain of n steps of its own, which a worker does.
+func (b *bench) chained(ctx context.Context, n, slots int, do func(c chain, w *worker.Worker) error) error {
 	queue := b.queue()
-	c := newChain(strings.ReplaceAll(queue, "/", "."), queue, n)
-	if err := c.def.Register(ctx, b.pool); err != nil {
-		return err
-	}
-	w, stop, err := b.serve(ctx, queue, slots, func(w *worker.Worker) {
+	c := newChain(queue, n)
+	return b.serving(ctx, c.def, queue, slots, func(w *worker.Worker) {
 		for _, s := range c.steps {
 			saga.Handle(w, s, noStep, noUndo)
 		}
-	})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if e := stop(); err == nil {
-			err = e
-		}
-	}()
-	return do(c, w)
+	}, func(w *worker.Worker) error { return do(c, w) })
 }
 
 func (b *bench) sagas(ctx context.Context) error {
@@ -236,11 +229,7 @@ func (b *bench) sagasAlone(ctx context.Context) error {
 				before = w.Stats().Flushes
 			}
 			at := time.Now()
-			s, err := c.def.Start(ctx, b.pool, benchInput{Pad: benchPad})
-			if err == nil {
-				_, err = c.def.Await(ctx, b.pool, s.ID)
-			}
-			if err != nil {
+			if err := startToResult(ctx, b.pool, c.def); err != nil {
 				return err
 			}
 			if i >= benchSagasWarmUp {
@@ -262,89 +251,58 @@ func (b *bench) sagaSteps(ctx context.Context) error {
 	})
 }
 
-func (b *bench) sagaEach(ctx context.Context) (err error) {
+func (b *bench) sagaEach(ctx context.Context) error {
 	queue := b.queue()
-	def := saga.Define[benchInput](strings.ReplaceAll(queue, "/", "."))
+	def := saga.Define[benchInput](queue)
 	each := saga.Each[int, saga.None](def, "each", saga.Queue(queue), saga.ReadOnly())
-	if err := def.Register(ctx, b.pool); err != nil {
-		return err
-	}
-	units := slices.Collect(func(yield func(int) bool) {
-		for i := range benchSagaUnits {
-			if !yield(i) {
-				return
-			}
-		}
-	})
-	_, stop, err := b.serve(ctx, queue, 100, func(w *worker.Worker) {
-		saga.HandleEach(w, each, func(context.Context, *saga.Call[benchInput]) ([]int, error) { return units, nil },
+	return b.serving(ctx, def, queue, 100, func(w *worker.Worker) {
+		saga.HandleEach(w, each, func(context.Context, *saga.Call[benchInput]) ([]int, error) { return make([]int, benchSagaUnits), nil },
 			func(context.Context, *saga.Call[benchInput], int) (saga.None, error) { return saga.None{}, nil }, nil)
+	}, func(*worker.Worker) error {
+		var took []float64
+		for range 3 {
+			at := time.Now()
+			if err := startToResult(ctx, b.pool, def); err != nil {
+				return err
+			}
+			took = append(took, time.Since(at).Seconds())
+		}
+		b.set("each_10000_s", median(took))
+		return nil
 	})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if e := stop(); err == nil {
-			err = e
-		}
-	}()
-	var took []float64
-	for range 3 {
-		at := time.Now()
-		s, err := def.Start(ctx, b.pool, benchInput{})
-		if err == nil {
-			_, err = def.Await(ctx, b.pool, s.ID)
-		}
-		if err != nil {
-			return err
-		}
-		took = append(took, time.Since(at).Seconds())
-	}
-	b.set("each_10000_s", median(took))
-	return nil
 }
 
 // sagasWaiting measures what this process, whose worker serves them, grows by sagas that wait.
-func (b *bench) sagasWaiting(ctx context.Context) (err error) {
+func (b *bench) sagasWaiting(ctx context.Context) error {
 	queue := b.queue()
-	def := saga.Define[benchInput](strings.ReplaceAll(queue, "/", "."))
+	def := saga.Define[benchInput](queue)
 	approve := saga.Signal[saga.None](def, "approve")
 	step := saga.Step[saga.None](def, "step", saga.Queue(queue), saga.After(approve))
-	if err := def.Register(ctx, b.pool); err != nil {
-		return err
-	}
-	_, stop, err := b.serve(ctx, queue, 64, func(w *worker.Worker) { saga.Handle(w, step, noStep, noUndo) })
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if e := stop(); err == nil {
-			err = e
-		}
-	}()
 	start := func(from, n int) error {
-		_, err := def.StartMany(ctx, b.pool, iter.Seq2[string, benchInput](func(yield func(string, benchInput) bool) {
+		_, err := def.StartMany(ctx, b.pool, func(yield func(string, benchInput) bool) {
 			for i := range n {
 				if !yield(fmt.Sprintf("%s/%d", queue, from+i), benchInput{Num: i}) {
 					return
 				}
 			}
-		}))
+		})
 		return err
 	}
-	if err := start(0, 5000); err != nil { // what the process needs for its work alone
+	return b.serving(ctx, def, queue, 64, func(w *worker.Worker) { saga.Handle(w, step, noStep, noUndo) }, func(*worker.Worker) error {
+		if err := start(0, 5000); err != nil { // what the process needs for its work alone
+			return err
+		}
+		before, err := rssMB()
+		if err != nil {
+			return err
+		}
+		if err := start(5000, benchSagasWaiting); err != nil {
+			return err
+		}
+		after, err := rssMB()
+		b.set("waiting_rss_mb", after-before)
 		return err
-	}
-	before, err := rssMB()
-	if err != nil {
-		return err
-	}
-	if err := start(5000, benchSagasWaiting); err != nil {
-		return err
-	}
-	after, err := rssMB()
-	b.set("waiting_rss_mb", after-before)
-	return err
+	})
 }
 
 // rssMB is the memory of this process, after it gave back what it can.
@@ -362,7 +320,7 @@ func rssMB() (float64, error) {
 	return float64(resident*int64(os.Getpagesize())) / (1 << 20), nil
 }
 
-func (b *bench) sagasHTTP(ctx context.Context) (err error) {
+func (b *bench) sagasHTTP(ctx context.Context) error {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -376,31 +334,21 @@ func (b *bench) sagasHTTP(ctx context.Context) (err error) {
 	go func() { _ = server.Serve(l) }()
 	defer func() { _ = server.Close() }()
 	queue := b.queue()
-	c := newChain(strings.ReplaceAll(queue, "/", "."), queue, 2)
-	if err := c.def.Register(ctx, b.pool); err != nil {
-		return err
-	}
-	_, stop, err := b.serve(ctx, queue, 64, func(w *worker.Worker) {
+	c := newChain(queue, 2)
+	return b.serving(ctx, c.def, queue, 64, func(w *worker.Worker) {
 		for _, s := range c.steps {
 			saga.HandleHTTP(w, s, saga.Branch{URL: "http://" + l.Addr().String(), Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
 		}
-	})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if e := stop(); err == nil {
-			err = e
+	}, func(*worker.Worker) error {
+		alone, _, err := flight(ctx, b.pool, c.def, 1, benchSagaSpan/2)
+		if err != nil {
+			return err
 		}
-	}()
-	alone, _, err := flight(ctx, b.pool, c.def, 1, benchSagaSpan/2)
-	if err != nil {
+		b.set("http_alone_p50_ms", median(alone))
+		took, perS, err := flight(ctx, b.pool, c.def, 16, benchSagaSpan)
+		b.set("http_sagas_per_s", perS)
+		b.set("http_p50_ms", median(took))
+		b.set("http_p99_ms", percentile(took, 99))
 		return err
-	}
-	b.set("http_alone_p50_ms", median(alone))
-	took, perS, err := flight(ctx, b.pool, c.def, 16, benchSagaSpan)
-	b.set("http_sagas_per_s", perS)
-	b.set("http_p50_ms", median(took))
-	b.set("http_p99_ms", percentile(took, 99))
-	return err
+	})
 }
