@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pawl-dev/pawl/coordinator/barrier"
+	"github.com/pawl-dev/pawl/db/dbtest"
 )
 
 // work is the service of these tests. The body says how it goes.
@@ -143,7 +144,7 @@ func TestHandler(t *testing.T) {
 func TestHandlerRefused(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
-	p, through := newProxy(t, pool, 4)
+	p, through := dbtest.NewProxy(t, pool, 4)
 	h := barrier.Handler(through, work)
 	at := func(attempt int) barrier.Branch {
 		b := branch(barrier.Action)
@@ -157,21 +158,21 @@ func TestHandlerRefused(t *testing.T) {
 		status  int
 		detail  string
 	}{
-		{1, "refuse", dropCommit, 503, "Nothing was done"},
-		{1, "refuse", dropReply, 503, "Nothing was done"},
-		{1, "", passCommit, 409, "charge: no money"}, // which the lost reply had stored
-		{2, "refuse", passCommit, 409, "charge: no money"},
-		{1, "", passCommit, 409, "charge: no money"},
-		{2, "", passCommit, 409, "charge: no money"},
-		{3, "", passCommit, 200, ""},
-		{3, "refuse", passCommit, 200, ""},
+		{1, "refuse", dbtest.DropCommit, 503, "Nothing was done"},
+		{1, "refuse", dbtest.DropReply, 503, "Nothing was done"},
+		{1, "", dbtest.PassCommit, 409, "charge: no money"}, // which the lost reply had stored
+		{2, "refuse", dbtest.PassCommit, 409, "charge: no money"},
+		{1, "", dbtest.PassCommit, 409, "charge: no money"},
+		{2, "", dbtest.PassCommit, 409, "charge: no money"},
+		{3, "", dbtest.PassCommit, 200, ""},
+		{3, "refuse", dbtest.PassCommit, 200, ""},
 	} {
-		p.commit.Store(c.commit)
+		p.Commit.Store(c.commit)
 		w := call(h, at(c.attempt), c.body)
 		if w.Code != c.status || c.status != 200 && readProblem(t, w).Detail != c.detail && !strings.HasPrefix(readProblem(t, w).Detail, c.detail) {
 			t.Errorf("%d: %d %s", i, w.Code, w.Body)
 		}
-		if c.commit == dropReply {
+		if c.commit == dbtest.DropReply {
 			until(t, "the commit", func() bool { return count(t, pool, "SELECT count(*) FROM pawl.barrier") == 1 })
 		}
 	}
@@ -416,30 +417,30 @@ func TestHandlerStorm(t *testing.T) {
 // The reply to COMMIT is lost, or the COMMIT itself: the caller is told that the outcome is unknown, and his next call finds the truth; there is one effect.
 func TestHandlerCommitLost(t *testing.T) {
 	t.Parallel()
-	for name, commit := range map[string]int32{"not applied": dropCommit, "applied": dropReply} {
+	for name, commit := range map[string]int32{"not applied": dbtest.DropCommit, "applied": dbtest.DropReply} {
 		for _, op := range []barrier.Op{barrier.Action, barrier.Undo} {
 			t.Run(fmt.Sprint(name, " ", op), func(t *testing.T) {
 				t.Parallel()
 				pool := open(t)
-				p, through := newProxy(t, pool, 4)
+				p, through := dbtest.NewProxy(t, pool, 4)
 				var log bytes.Buffer
 				h := barrier.HTTP{Logger: slog.New(slog.NewTextHandler(&log, nil))}.Handler(through, work)
 				if op == barrier.Undo {
 					call(h, branch(barrier.Action), "")
 				}
-				p.commit.Store(commit)
+				p.Commit.Store(commit)
 				w := call(h, branch(op), "")
 				if w.Code != 503 || w.Header().Get("Retry-After") == "" || readProblem(t, w).Title != "Outcome unknown" {
 					t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 				}
-				if p.commit.Load() != passCommit {
+				if p.Commit.Load() != dbtest.PassCommit {
 					t.Error("no COMMIT came by")
 				}
 				if text := log.String(); !strings.Contains(text, "outcome of a branch unknown") || !strings.Contains(text, "saga=checkout:4711 step=charge op="+string(op)) {
 					t.Errorf("logged %q", text)
 				}
 				want := "done"
-				if commit == dropReply { // the server is done with it before the next call
+				if commit == dbtest.DropReply { // the server is done with it before the next call
 					want = "duplicate"
 					until(t, "the commit", func() bool { return count(t, pool, "SELECT count(*) FROM effect WHERE op = $1", op) == 1 })
 				}
@@ -458,7 +459,7 @@ func TestHandlerCommitLost(t *testing.T) {
 func TestHandlerAway(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
-	_, through := newProxy(t, pool, 4)
+	_, through := dbtest.NewProxy(t, pool, 4)
 	through.Close()
 	w := call(barrier.Handler(through, work), branch(barrier.Action), "")
 	if w.Code != 503 || w.Header().Get("Retry-After") == "" {
@@ -508,19 +509,19 @@ func TestHandlerStalled(t *testing.T) {
 func TestHandlerRoundTrips(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
-	p, through := newProxy(t, pool, 1)
+	p, through := dbtest.NewProxy(t, pool, 1)
 	h := barrier.Handler(through, func(context.Context, pgx.Tx, barrier.Branch, []byte) (json.RawMessage, error) { return nil, nil })
 	for _, id := range []string{"warm", "warmer", "a"} { // statements are prepared the first time
 		for _, c := range []struct {
 			op      barrier.Op
 			outcome string
 		}{{barrier.Action, "done"}, {barrier.Action, "duplicate"}, {barrier.Undo, "done"}} {
-			before := p.trips.Load()
+			before := p.Trips.Load()
 			w := call(h, barrier.Branch{ID: id, Branch: "b", Op: c.op}, "")
 			if w.Header().Get(barrier.HeaderOutcome) != c.outcome {
 				t.Errorf("%s %s: %d %s", id, c.op, w.Code, w.Body)
 			}
-			if got := p.trips.Load() - before; id == "a" && got != 2 {
+			if got := p.Trips.Load() - before; id == "a" && got != 2 {
 				t.Errorf("%s, %s: %d round trips, want 2", c.op, c.outcome, got)
 			}
 		}

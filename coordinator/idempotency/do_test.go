@@ -14,6 +14,7 @@ import (
 
 	"github.com/pawl-dev/pawl/coordinator/idempotency"
 	"github.com/pawl-dev/pawl/db"
+	"github.com/pawl-dev/pawl/db/dbtest"
 )
 
 // try runs fn under the key and checks that it leaves nothing behind: no effect, no answer, and the key free.
@@ -353,14 +354,14 @@ func TestRoundTrips(t *testing.T) {
 	t.Parallel()
 	pool, b := shop(t), newBank(t)
 	exec(t, pool, "CREATE TABLE effect (n int)")
-	p, through := newProxy(t, pool, 1)
+	p, through := dbtest.NewProxy(t, pool, 1)
 	trips := func(call func() error) int32 {
 		t.Helper()
-		before := p.trips.Load()
+		before := p.Trips.Load()
 		if err := call(); err != nil {
 			t.Error(err)
 		}
-		return p.trips.Load() - before
+		return p.Trips.Load() - before
 	}
 	do := func(key string) func() error {
 		return func() error {

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/idempotency"
+	"github.com/pawl-dev/pawl/db/dbtest"
 )
 
 // handler writes a row and answers with the status that the request's query asks for.
@@ -164,25 +165,25 @@ func TestMiddlewareLargeAnswer(t *testing.T) {
 // The reply to COMMIT is lost, or the COMMIT itself: the client is told that the outcome is unknown, and asking again finds the truth; there is one effect.
 func TestMiddlewareCommitLost(t *testing.T) {
 	t.Parallel()
-	for name, commit := range map[string]int32{"not applied": dropCommit, "applied": dropReply} {
+	for name, commit := range map[string]int32{"not applied": dbtest.DropCommit, "applied": dbtest.DropReply} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pool := open(t)
-			p, through := newProxy(t, pool, 4)
+			p, through := dbtest.NewProxy(t, pool, 4)
 			h := handler(t, through, idempotency.HTTP{Options: idempotency.Options{Wait: patience}})
-			p.commit.Store(commit)
+			p.Commit.Store(commit)
 			w := ask(h, "POST", "/orders?status=201", "k", "a", "1")
 			if w.Code != 503 || w.Header().Get("Retry-After") == "" || w.Header().Get("Location") != "" {
 				t.Errorf("status %d %v", w.Code, w.Header())
 			}
-			if p.commit.Load() != passCommit {
+			if p.Commit.Load() != dbtest.PassCommit {
 				t.Error("no COMMIT came by")
 			}
-			if commit == dropReply { // the server is done with it before the client asks again, or while it does
+			if commit == dbtest.DropReply { // the server is done with it before the client asks again, or while it does
 				until(t, "the commit", func() bool { return count(t, pool, "SELECT count(*) FROM effect") == 1 })
 			}
 			w = ask(h, "POST", "/orders?status=201", "k", "a", "1")
-			if w.Code != 201 || (commit == dropReply) != (w.Header().Get(idempotency.HeaderReplayed) == "true") {
+			if w.Code != 201 || (commit == dbtest.DropReply) != (w.Header().Get(idempotency.HeaderReplayed) == "true") {
 				t.Errorf("again: status %d, replayed %q", w.Code, w.Header().Get(idempotency.HeaderReplayed))
 			}
 			if n := count(t, pool, "SELECT count(*) FROM effect"); n != 1 {
@@ -206,8 +207,8 @@ func TestMiddlewareStillCommitting(t *testing.T) {
 	if _, err := gate.Exec(t.Context(), "SELECT pg_advisory_xact_lock(1)"); err != nil {
 		t.Fatal(err)
 	}
-	p, through := newProxy(t, pool, 4)
-	p.commit.Store(cutClient)
+	p, through := dbtest.NewProxy(t, pool, 4)
+	p.Commit.Store(dbtest.CutClient)
 	if w := ask(handler(t, through, idempotency.HTTP{}), "POST", "/orders?status=201", "k", "a", "1"); w.Code != 503 {
 		t.Errorf("status %d", w.Code)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/pawl-dev/pawl/coordinator/idempotency"
 	"github.com/pawl-dev/pawl/db"
+	"github.com/pawl-dev/pawl/db/dbtest"
 )
 
 // serve wraps a handler; all requests are one client's.
@@ -208,9 +209,9 @@ func TestHTTPOptional(t *testing.T) {
 	if w := ask(h, "POST", "/", `"`, "", ""); w.Code != 400 {
 		t.Errorf("with a bad key: status %d", w.Code)
 	}
-	p, through := newProxy(t, pool, 2)
+	p, through := dbtest.NewProxy(t, pool, 2)
 	h = serve(t, through, idempotency.HTTP{Optional: true}, func(w http.ResponseWriter, r *http.Request) { note(t, r) })
-	p.commit.Store(dropReply)
+	p.Commit.Store(dbtest.DropReply)
 	if w := ask(h, "POST", "/", "", "", ""); w.Code != 503 {
 		t.Errorf("the reply to COMMIT was lost: status %d", w.Code)
 	}
@@ -475,9 +476,9 @@ func TestHTTPBodyRead(t *testing.T) {
 // A database that is away is no fault of the request.
 func TestHTTPUnavailable(t *testing.T) {
 	t.Parallel()
-	p, through := newProxy(t, open(t), 2)
+	p, through := dbtest.NewProxy(t, open(t), 2)
 	h := serve(t, through, idempotency.HTTP{RetryAfter: 1500 * time.Millisecond}, func(w http.ResponseWriter, r *http.Request) { t.Error("ran") })
-	p.cutAll()
+	p.CutAll()
 	if w := ask(h, "POST", "/", "k", "", ""); w.Code != 503 || w.Header().Get("Retry-After") != "2" {
 		t.Errorf("status %d, Retry-After %q", w.Code, w.Header().Get("Retry-After"))
 	}
@@ -559,16 +560,16 @@ func TestHTTPPhases(t *testing.T) {
 // A replay costs one round trip to the database over HTTP as well.
 func TestHTTPRoundTrips(t *testing.T) {
 	t.Parallel()
-	p, through := newProxy(t, open(t), 1)
+	p, through := dbtest.NewProxy(t, open(t), 1)
 	h := serve(t, through, idempotency.HTTP{}, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "made") })
 	for _, key := range []string{"a", "a", "b", "b"} { // statements are prepared the first time
 		ask(h, "POST", "/", key, "", "")
 	}
-	before := p.trips.Load()
+	before := p.Trips.Load()
 	if w := ask(h, "POST", "/", "a", "", ""); w.Body.String() != "made" || w.Header().Get(idempotency.HeaderReplayed) != "true" {
 		t.Errorf("got %s", w.Body)
 	}
-	if got := p.trips.Load() - before; got != 1 {
+	if got := p.Trips.Load() - before; got != 1 {
 		t.Errorf("%d round trips", got)
 	}
 }

@@ -401,12 +401,12 @@ func TestPhasesLost(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			pool := shop(t)
-			p, through := newProxy(t, pool, 4)
+			p, through := dbtest.NewProxy(t, pool, 4)
 			o := idempotency.Options{Lease: 5 * time.Second}
 			_, _, err := idempotency.Phases(t.Context(), through, key, nil, o, func(ctx context.Context, c *idempotency.Claim) (idempotency.Response, error) {
 				out, err := idempotency.Phase(ctx, c, "long", func(ctx context.Context, _ string) (any, error) {
 					if how == "cut off" {
-						p.cutAll()
+						p.CutAll()
 					} else {
 						exec(t, pool, "UPDATE pawl.idempotency_claim SET token = token + 1")
 					}
@@ -437,15 +437,15 @@ func TestPhasesLost(t *testing.T) {
 // The reply to a phase's COMMIT is lost, or the COMMIT itself: the next try finds out which, and nothing happens twice.
 func TestPhaseCommitLost(t *testing.T) {
 	t.Parallel()
-	for name, commit := range map[string]int32{"not applied": dropCommit, "applied": dropReply} {
+	for name, commit := range map[string]int32{"not applied": dbtest.DropCommit, "applied": dbtest.DropReply} {
 		for _, at := range []string{"order:called", "paid:called"} {
 			t.Run(name+" "+at, func(t *testing.T) {
 				t.Parallel()
 				pool, b := shop(t), newBank(t)
-				p, through := newProxy(t, pool, 4)
+				p, through := dbtest.NewProxy(t, pool, 4)
 				_, _, err := buy(t.Context(), through, b.url, idempotency.WithFail(idempotency.Options{}, func(point string) {
 					if point == at {
-						p.commit.Store(commit)
+						p.Commit.Store(commit)
 					}
 				}))
 				if !errors.Is(err, idempotency.ErrUnknown) {
@@ -463,11 +463,11 @@ func TestPhaseCommitLost(t *testing.T) {
 func TestPhaseIgnored(t *testing.T) {
 	t.Parallel()
 	pool := open(t)
-	p, through := newProxy(t, pool, 4)
+	p, through := dbtest.NewProxy(t, pool, 4)
 	_, _, err := idempotency.Phases(t.Context(), through, key, nil, idempotency.Options{}, func(ctx context.Context, c *idempotency.Claim) (idempotency.Response, error) {
 		for _, name := range []string{"one", "two"} {
 			_, err := idempotency.PhaseTx(ctx, c, name, func(ctx context.Context, tx pgx.Tx) (any, error) {
-				p.commit.Store(dropCommit)
+				p.Commit.Store(dbtest.DropCommit)
 				_, err := effect(ctx, tx)
 				return nil, err
 			})

@@ -1,8 +1,9 @@
-package barrier_test
+package dbtest
 
 import (
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -11,32 +12,37 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// What a proxy does to the next COMMIT.
+// What a Proxy does to the next COMMIT.
 const (
-	passCommit int32 = iota
-	dropCommit       // it does not reach the server
-	dropReply        // it does, and its reply does not come back
+	PassCommit int32 = iota
+	DropCommit       // it does not reach the server
+	DropReply        // it does, and its reply does not come back
+	CutClient        // it does, and the client's connection is cut at once, while the server is at it
 )
 
-// proxy stands between a pool and the server and understands what they say.
-type proxy struct {
-	commit  atomic.Int32 // what to do to the next COMMIT
-	trips   atomic.Int32 // round trips: messages that ask the server to answer
+// Proxy stands between pools and the server and understands what they say. It is safe for concurrent use.
+type Proxy struct {
+	Commit  atomic.Int32 // what to do to the next COMMIT; it is PassCommit again once that was done
+	Trips   atomic.Int32 // round trips: messages that ask the server to answer
+	refuse  atomic.Bool  // new connections are closed
 	network string
 	address string
+
+	mu    sync.Mutex
+	conns []net.Conn
 }
 
-// newProxy returns a pool of up to conns connections through a proxy.
-func newProxy(t *testing.T, pool *pgxpool.Pool, conns int32) (*proxy, *pgxpool.Pool) {
-	t.Helper()
+// NewProxy returns a pool of up to conns connections through a proxy. Both end with the test.
+func NewProxy(tb testing.TB, pool *pgxpool.Pool, conns int32) (*Proxy, *pgxpool.Pool) {
+	tb.Helper()
 	conf := pool.Config()
-	p := &proxy{}
+	p := &Proxy{}
 	p.network, p.address = pgconn.NetworkAddress(conf.ConnConfig.Host, conf.ConnConfig.Port)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = listener.Close() })
+	tb.Cleanup(func() { _ = listener.Close() })
 	go func() {
 		for {
 			client, err := listener.Accept()
@@ -49,21 +55,27 @@ func newProxy(t *testing.T, pool *pgxpool.Pool, conns int32) (*proxy, *pgxpool.P
 	addr := listener.Addr().(*net.TCPAddr)
 	conf.ConnConfig.Host, conf.ConnConfig.Port, conf.ConnConfig.Fallbacks, conf.ConnConfig.TLSConfig = addr.IP.String(), uint16(addr.Port), nil, nil
 	conf.MaxConns = conns
-	through, err := pgxpool.NewWithConfig(t.Context(), conf)
+	through, err := pgxpool.NewWithConfig(tb.Context(), conf)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(through.Close)
+	tb.Cleanup(through.Close)
 	return p, through
 }
 
-func (p *proxy) serve(client net.Conn) {
+func (p *Proxy) serve(client net.Conn) {
 	defer client.Close()
+	if p.refuse.Load() {
+		return
+	}
 	upstream, err := net.Dial(p.network, p.address)
 	if err != nil {
 		return
 	}
 	defer upstream.Close()
+	p.mu.Lock()
+	p.conns = append(p.conns, client)
+	p.mu.Unlock()
 	var cut atomic.Bool // replies go nowhere
 	go func() {
 		defer client.Close()
@@ -88,6 +100,7 @@ func (p *proxy) serve(client net.Conn) {
 		return
 	}
 	commits := map[string]bool{} // names of prepared statements
+	acting := PassCommit
 	for {
 		msg, err := from.Receive()
 		if err != nil {
@@ -101,23 +114,40 @@ func (p *proxy) serve(client net.Conn) {
 			isCommit = commits[m.PreparedStatement]
 		case *pgproto3.Query:
 			isCommit, asks = strings.EqualFold(m.String, "COMMIT"), true
+			p.Trips.Add(1)
 		case *pgproto3.Sync:
 			asks = true
+			p.Trips.Add(1)
 		}
 		if isCommit {
-			switch p.commit.Swap(passCommit) {
-			case dropCommit:
-				return
-			case dropReply:
-				cut.Store(true)
-			}
+			acting = p.Commit.Swap(PassCommit)
+		}
+		if acting == DropCommit {
+			return
+		}
+		if acting != PassCommit {
+			cut.Store(true)
 		}
 		to.Send(msg)
 		if asks {
-			p.trips.Add(1)
 			if to.Flush() != nil {
 				return
 			}
+			if acting == CutClient {
+				_ = client.Close()
+				_, _ = upstream.Read(make([]byte, 1)) // until the server is done
+				return
+			}
 		}
+	}
+}
+
+// CutAll closes all connections and lets no new one through.
+func (p *Proxy) CutAll() {
+	p.refuse.Store(true)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		_ = c.Close()
 	}
 }
