@@ -39,7 +39,7 @@ func (q *Queries) FindNamespace(ctx context.Context, name string) (int16, error)
 }
 
 const giveBackClaim = `-- name: GiveBackClaim :one
-SELECT coalesce(sum(pawl.claim_give_back(c.ns, c.id, 'returned', NULL)), 0)::int AS jobs
+SELECT coalesce(sum(pawl.claim_give_back(c.ns, ARRAY[c.id], 'returned', NULL)), 0)::int AS jobs
 FROM pawl.claim c WHERE c.ns = $1::smallint AND c.id = $2::bigint AND c.session_id = $3::bigint
 `
 

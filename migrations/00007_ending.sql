@@ -298,12 +298,12 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Gives back what a claim has open (p_jobs NULL: all of it) as lost or returned. The claim is named by its nonce too: a client that never got an
--- answer knows only that. Gives the number of jobs.
+-- Gives back what claims, in ascending order, have open, as lost or returned. Gives the number of jobs. Sagas hear of it last, all together: their locks come behind those of claims.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.claim_give_back(p_ns smallint, p_claim bigint, p_outcome pawl.outcome, p_detail json) RETURNS int
+CREATE FUNCTION pawl.claim_give_back(p_ns smallint, p_claims bigint[], p_outcome pawl.outcome, p_detail json) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+  v_claim   bigint;
   v_open    int4multirange;
   v_outcome pawl.outcome;
   a         record;
@@ -314,26 +314,28 @@ DECLARE
   s_whats   pawl.outcome[] := '{}';
 BEGIN
   PERFORM pawl.require_read_committed();
-  PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claim));
-  v_open := pawl.claim_open(p_ns, p_claim);
-  FOR a IN
-    SELECT o AS ordinal, u.first + o - u.before AS job_id, u.attempt, j.saga_id, j.saga_step, j.saga_unit
-    FROM (
-      SELECT t.first, t.n, t.attempt, (sum(t.n) OVER (ROWS UNBOUNDED PRECEDING) - t.n)::int AS before
-      FROM pawl.claim c CROSS JOIN LATERAL ROWS FROM (unnest(c.job_ids), unnest(c.job_counts), unnest(c.attempts)) t(first, n, attempt)
-      WHERE c.ns = p_ns AND c.id = p_claim) u
-    CROSS JOIN LATERAL generate_series(u.before, u.before + u.n - 1) o
-    LEFT JOIN LATERAL (SELECT b.saga_id, b.saga_step, b.saga_unit FROM pawl.job b WHERE b.ns = p_ns AND b.id = u.first + o - u.before OFFSET 0) j ON true
-    WHERE v_open @> o
-  LOOP
-    v_outcome := pawl.attempt_end(p_ns, p_claim, a.ordinal, a.job_id, a.attempt, p_outcome, p_detail, NULL, NULL);
-    v_n := v_n + 1;
-    IF a.saga_id IS NOT NULL AND v_outcome IN ('discarded', 'cancelled') THEN
-      s_sagas := s_sagas || a.saga_id;
-      s_steps := s_steps || a.saga_step;
-      s_units := s_units || a.saga_unit;
-      s_whats := s_whats || v_outcome;
-    END IF;
+  FOREACH v_claim IN ARRAY p_claims LOOP
+    PERFORM pg_advisory_xact_lock(pawl.claim_key(v_claim));
+    v_open := pawl.claim_open(p_ns, v_claim);
+    FOR a IN
+      SELECT o AS ordinal, u.first + o - u.before AS job_id, u.attempt, j.saga_id, j.saga_step, j.saga_unit
+      FROM (
+        SELECT t.first, t.n, t.attempt, (sum(t.n) OVER (ROWS UNBOUNDED PRECEDING) - t.n)::int AS before
+        FROM pawl.claim c CROSS JOIN LATERAL ROWS FROM (unnest(c.job_ids), unnest(c.job_counts), unnest(c.attempts)) t(first, n, attempt)
+        WHERE c.ns = p_ns AND c.id = v_claim) u
+      CROSS JOIN LATERAL generate_series(u.before, u.before + u.n - 1) o
+      LEFT JOIN LATERAL (SELECT b.saga_id, b.saga_step, b.saga_unit FROM pawl.job b WHERE b.ns = p_ns AND b.id = u.first + o - u.before OFFSET 0) j ON true
+      WHERE v_open @> o
+    LOOP
+      v_outcome := pawl.attempt_end(p_ns, v_claim, a.ordinal, a.job_id, a.attempt, p_outcome, p_detail, NULL, NULL);
+      v_n := v_n + 1;
+      IF a.saga_id IS NOT NULL AND v_outcome IN ('discarded', 'cancelled') THEN
+        s_sagas := s_sagas || a.saga_id;
+        s_steps := s_steps || a.saga_step;
+        s_units := s_units || a.saga_unit;
+        s_whats := s_whats || v_outcome;
+      END IF;
+    END LOOP;
   END LOOP;
   IF s_sagas <> '{}' THEN
     PERFORM pawl.saga_endings(p_ns, s_sagas, s_steps, s_units, s_whats, array_fill(p_detail, ARRAY[cardinality(s_sagas)]));
@@ -348,21 +350,16 @@ END $$;
 CREATE FUNCTION pawl.abandon(p_ns smallint, p_session bigint, p_nonce bigint, p_queue int, p_priority smallint) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '10s' AS $$
 DECLARE
-  v_claim bigint;
   v_clear bigint;
   v_open  bigint[];
-  v_n     int := 0;
 BEGIN
   PERFORM pg_advisory_xact_lock(pawl.line_key(p_ns, p_queue, p_priority));
   SELECT s.claims_clear, s.claims_open INTO v_clear, v_open FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session;
-  FOR v_claim IN
+  RETURN pawl.claim_give_back(p_ns, ARRAY(
     (SELECT o FROM unnest(v_open) o WHERE EXISTS (SELECT FROM pawl.claim c WHERE c.ns = p_ns AND c.id = o AND c.nonce = p_nonce))
     UNION ALL
     (SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND -c.id <= -v_clear AND c.id >= v_clear AND c.nonce = p_nonce)
-  LOOP
-    v_n := v_n + pawl.claim_give_back(p_ns, v_claim, 'returned', NULL);
-  END LOOP;
-  RETURN v_n;
+    ORDER BY 1), 'returned', NULL);
 END $$;
 -- +goose StatementEnd
 

@@ -77,8 +77,8 @@ DECLARE
   v_detail json;
   v_clear  bigint;
   v_open   bigint[];
-  v_claim  bigint;
-  v_n      int := 0;
+  v_claims bigint[];
+  v_n      int;
 BEGIN
   jobs := 0;
   left_over := false;
@@ -89,17 +89,15 @@ BEGIN
   IF NOT FOUND THEN
     RETURN;
   END IF;
-  FOR v_claim IN
+  v_claims := ARRAY(
     (SELECT o FROM unnest(v_open) o)
     UNION ALL
     (SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND -c.id <= -v_clear AND c.id >= v_clear ORDER BY -c.id DESC LIMIT p_limit)
-    LIMIT p_limit
-  LOOP
-    jobs := jobs + pawl.claim_give_back(p_ns, v_claim, 'lost', v_detail);
-    v_n := v_n + 1;
-  END LOOP;
+    LIMIT p_limit);
+  jobs := pawl.claim_give_back(p_ns, v_claims, 'lost', v_detail);
+  v_n := cardinality(v_claims);
   left_over := v_n = p_limit;
-  UPDATE pawl.session s SET claims_clear = greatest(v_clear, v_claim + 1), claims_open = v_open[v_n + 1:], rescued_at = CASE WHEN NOT left_over THEN clock_timestamp() END
+  UPDATE pawl.session s SET claims_clear = greatest(v_clear, v_claims[v_n] + 1), claims_open = v_open[v_n + 1:], rescued_at = CASE WHEN NOT left_over THEN clock_timestamp() END
     WHERE s.ns = p_ns AND s.id = p_session;
 END $$;
 -- +goose StatementEnd

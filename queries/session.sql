@@ -23,5 +23,5 @@ SELECT n.ns FROM pawl.namespace n WHERE n.name = @name::text;
 
 -- name: GiveBackClaim :one
 -- Only if the claim is the session's still: after a crash its id may be another's.
-SELECT coalesce(sum(pawl.claim_give_back(c.ns, c.id, 'returned', NULL)), 0)::int AS jobs
+SELECT coalesce(sum(pawl.claim_give_back(c.ns, ARRAY[c.id], 'returned', NULL)), 0)::int AS jobs
 FROM pawl.claim c WHERE c.ns = @ns::smallint AND c.id = @claim_id::bigint AND c.session_id = @session_id::bigint;

@@ -87,7 +87,7 @@ func TestEngineGiveBack(t *testing.T) {
 			return fmt.Errorf("lost to the ended session: got %s, want all", lost)
 		}
 		return nil
-	}, without{"the claim's lock", "claim_give_back", "PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claim));", ""})
+	}, without{"the claim's lock", "claim_give_back", "PERFORM pg_advisory_xact_lock(pawl.claim_key(v_claim));", ""})
 }
 
 // TestEngineGiveBackIsolation: a rescue at repeatable read would read receipts as they were before it waited, so it is refused.
