@@ -87,7 +87,7 @@ BEGIN
     SELECT p.attempt, p.epoch, p.xid, p.ready_id, c.claim_id, c.ordinal, k.session_id, k.claimed_at, r.outcome, r.at, r.detail
     FROM pawl.job_places(p_ns, p_job) p
     LEFT JOIN LATERAL pawl.ready_claim(p_ns, p.queue_id, p.priority, p.epoch, p.xid, p.ready_id, p_job, p.attempt) c ON true
-    LEFT JOIN pawl.claim k ON k.ns = p_ns AND k.id = c.claim_id
+    LEFT JOIN LATERAL (SELECT y.session_id, y.claimed_at FROM pawl.claim y WHERE y.ns = p_ns AND y.id = c.claim_id OFFSET 0) k ON true  -- by primary key, not by reading all claims
     LEFT JOIN LATERAL (SELECT z.outcome, z.at, z.detail FROM pawl.receipt z WHERE z.ns = p_ns AND z.claim_id = c.claim_id AND z.jobs @> c.ordinal LIMIT 1) r ON true
     ORDER BY p.attempt, coalesce(r.at, 'infinity'), k.claimed_at;
 END $$;
