@@ -126,7 +126,11 @@ func (s *sagaStory) rescue(stuck []saga.StepStory) {
 			s.act("skip", " "+shellWord(st.Name)+" --as done")
 			continue
 		}
-		s.line("  Go on, when you know that %s was done, or have done it yourself; OUTPUT is what it came to, as JSON:", st.Name)
+		if st.Kind == saga.KindSignal {
+			s.line("  Go on as if the signal %s had come; OUTPUT is its value, as JSON:", st.Name)
+		} else {
+			s.line("  Go on, when you know that %s was done, or have done it yourself; OUTPUT is what it came to, as JSON:", st.Name)
+		}
 		s.act("skip", " "+shellWord(st.Name)+" --as done --output OUTPUT")
 		if st.Pivot {
 			s.line("  Undo the saga, when you know that %s was not done, and will not be:", st.Name)
@@ -150,6 +154,8 @@ func (s *sagaStory) stuck(st saga.StepStory) {
 		what = name + " used up its attempts"
 	case st.Child != "":
 		what = name + " must be done, and is saga " + st.Child + ", which has ended without that"
+	case st.Kind == saga.KindSignal:
+		what = name + " must come, and its signal did not come in time; after a retry it is waited for anew"
 	case st.Units > 0 && last == "units":
 		what = "units of " + name + " failed for good, and it must be done"
 	case last == "refused":
@@ -162,7 +168,7 @@ func (s *sagaStory) stuck(st saga.StepStory) {
 	if tried := attemptsOf(st); tried != "-" {
 		what += " (" + strings.Replace(tried, "/", " of ", 1) + ")"
 	}
-	if st.Error != "" {
+	if st.Error != "" && (undo || st.Kind != saga.KindSignal) {
 		what += "; the last error: " + clip(oneLine(st.Error), sagaErrorMax)
 	}
 	s.prose("  STUCK       ", what)
@@ -181,7 +187,7 @@ func (s *sagaStory) stuck(st saga.StepStory) {
 		s.command("saga show", shellWord(st.Child), "")
 	case st.Units > 0 && !undo:
 		s.command("job list", "--state discarded --kind "+shellWord(fmt.Sprintf("saga:%s@%d/%s", s.Name, s.Version, st.Name)), "")
-	default:
+	case jobOf(st) != 0:
 		s.command("job show", strconv.FormatInt(jobOf(st), 10), "")
 	}
 }
@@ -245,13 +251,13 @@ func (s *sagaStory) waits(st saga.StepStory) (mark, text, see string) {
 	case st.State == saga.StepRunning && st.Kind == saga.KindSignal:
 		text = name + " waits for its signal, which somebody must send"
 		if st.Until != nil {
-			text += "; without it, the step fails " + ago(s.now, *st.Until)
+			text += "; without it, the step fails " + s.due(*st.Until)
 		}
 		return "WAITS", text, ""
 	case s.unserved(st):
 		return "NOT SERVED", fmt.Sprintf("%s waits in queue %s, and no live worker serves it. Start the service that registers it, with a worker on that queue; nothing is lost meanwhile.", name, s.queueOf(st)), ""
 	case j != nil && j.State == job.StateRetrying:
-		text = fmt.Sprintf("%s failed %s of %d, and goes again %s", name, plural(j.Attempt-1, "time"), j.MaxAttempts, ago(s.now, j.At))
+		text = fmt.Sprintf("%s failed %s of %d, and goes again %s", name, plural(j.Attempt-1, "time"), j.MaxAttempts, s.due(j.At))
 		if why := lastError(j); why != "" {
 			text += "; the last error: " + clip(oneLine(why), sagaErrorMax)
 		}

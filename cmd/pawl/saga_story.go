@@ -206,7 +206,7 @@ func (s *sagaStory) note(st saga.StepStory) string {
 	if st.Until != nil && s.overdue(*st.Until) {
 		parts = append(parts, "was due "+ago(s.now, *st.Until))
 	} else if st.Until != nil {
-		parts = append(parts, untilWords[st.Kind]+ago(s.now, *st.Until))
+		parts = append(parts, untilWords[st.Kind]+s.due(*st.Until))
 	} else if st.Kind == saga.KindSignal && st.State == saga.StepRunning {
 		parts = append(parts, "waits for its signal")
 	}
@@ -251,7 +251,7 @@ func (s *sagaStory) progress(j *job.Story) string {
 		if s.overdue(j.At) {
 			return "should have gone again " + ago(s.now, j.At)
 		}
-		return "again " + ago(s.now, j.At)
+		return "again " + s.due(j.At)
 	case job.StateAvailable:
 		return "in line for " + span(s.now.Sub(j.At))
 	case job.StateRunning:
@@ -266,6 +266,14 @@ func (s *sagaStory) progress(j *job.Story) string {
 
 // overdue tells that no coordinator does what was due at a time.
 func (s *sagaStory) overdue(at time.Time) bool { return s.now.Sub(at) > sagaOverdue }
+
+// due writes when something comes that is not overdue.
+func (s *sagaStory) due(at time.Time) string {
+	if at.After(s.now) {
+		return ago(s.now, at)
+	}
+	return "any moment"
+}
 
 // lastError is what the newest attempt that failed ended with.
 func lastError(j *job.Story) string {

@@ -177,8 +177,21 @@ func sagaStories() map[string]*sagaStory {
 	}
 	many.At = sagaBegin
 
+	below := failed(step("bill", saga.StepStuck), "saga checkout:4711/bill: forced")
+	below.Kind, below.Child, below.JobID, below.Attempt, below.MaxAttempts = saga.KindChild, "checkout:4711/bill", 12, 1, 25
+	silent := failed(step("approval", saga.StepStuck, "charge"), "the signal did not come in time")
+	silent.Kind, silent.Queue = saga.KindSignal, ""
+	gone := checkoutSaga(saga.StateStuck, []saga.StepStory{pivot(step("charge", saga.StepSucceeded)), func() saga.StepStory { below.After = []string{"charge"}; return below }(), silent},
+		happened(ms, "succeeded", "charge", run, "", ""), happened(2*ms, "expanded", "bill", run, "", ""), happened(time.Minute, "exhausted", "bill", saga.StateStuck, `{"error": "saga checkout:4711/bill: forced"}`, ""))
+	gone.children = map[string]sagaChild{below.Child: {state: saga.StateForced}}
+
+	prompt := on(step("reserve", saga.StepUndoing), "inventory") // due a moment ago, which is not late
+	prompt.UndoJobID, prompt.Attempt, prompt.MaxAttempts = 1000, 2, 25
+	soon := checkoutSaga(back, []saga.StepStory{prompt}, happened(time.Second, "expired", "", back, "null", ""))
+	soon.jobs = map[int64]*job.Story{1000: tried(job.StateRetrying, 2, -2*time.Second, "out of order")}
+
 	return map[string]*sagaStory{
-		"overdue": overdue, "many": many,
+		"overdue": overdue, "many": many, "gone": gone, "soon": soon,
 		"chain": chain, "wide": wide, "compensating": compensating, "stuck": stuck, "pivot": atPivot, "each": units, "waiting": waiting, "forced": forced, "hostile": hostile,
 	}
 }

@@ -398,7 +398,9 @@ func TestSagaParts(t *testing.T) {
 	parcels := saga.Each[int, checkoutOutput](order, "parcels", saga.ReadOnly(), fast, once)
 	saga.Timer(order, "cool-down", time.Hour)
 	saga.Signal[bool](order, "approval", saga.Expires(2*time.Hour))
-	for _, register := range []func(context.Context, saga.DB) error{bill.Register, order.Register} {
+	top := saga.Define[checkoutOrder]("top")
+	orders := saga.Child(top, "orders", order, saga.ReadOnly())
+	for _, register := range []func(context.Context, saga.DB) error{bill.Register, order.Register, top.Register} {
 		if err := register(t.Context(), pool); err != nil {
 			t.Fatal(err)
 		}
@@ -411,6 +413,7 @@ func TestSagaParts(t *testing.T) {
 		return out, errors.New("no paper")
 	}, nil)
 	saga.HandleChild(w, child, func(_ context.Context, c *saga.Call[checkoutOrder]) (checkoutOrder, error) { return c.Input, nil }, nil)
+	saga.HandleChild(w, orders, func(_ context.Context, c *saga.Call[checkoutOrder]) (checkoutOrder, error) { return c.Input, nil }, nil)
 	saga.HandleEach(w, parcels, func(context.Context, *saga.Call[checkoutOrder]) ([]int, error) { return []int{1, 2, 3}, nil },
 		func(context.Context, *saga.Call[checkoutOrder], int) (out checkoutOutput, err error) { return out, nil }, nil)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -422,6 +425,10 @@ func TestSagaParts(t *testing.T) {
 			t.Error(err)
 		}
 	})
+
+	must(t, exitOK, url, "saga", "start", "top", "--id", "t") // which says what is stuck two sagas below it
+	awaitText(t, url, "STUCK       orders waits for saga t/orders/bill, which is stuck. See what it needs:\n      pawl saga show t/orders/bill\n", "saga", "show", "t")
+	mentions(t, must(t, exitOK, url, "saga", "show", "t"), "saga t/orders running")
 
 	must(t, exitOK, url, "saga", "start", "order", "--id", "o 1")
 	awaitText(t, url, "saga o 1/bill", "saga", "show", "o 1")
