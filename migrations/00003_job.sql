@@ -86,9 +86,10 @@ CREATE TABLE pawl.claim (
   PRIMARY KEY (ns, id)
 ) PARTITION BY RANGE (id);
 -- By -id: ordered by id itself, the newest claim of a line could also be sought through the primary key, and with some statistics it is, past
--- every claim of the other lines.
-CREATE INDEX claim_line ON pawl.claim (ns, queue_id, priority, epoch, (-id));
-CREATE INDEX claim_session ON pawl.claim (ns, session_id, (-id));
+-- every claim of the other lines. And by -ns: who seeks a claim by its primary key could else take one of these, while the table is new and
+-- the planner takes all three for equally short.
+CREATE INDEX claim_line ON pawl.claim ((-ns), queue_id, priority, epoch, (-id));
+CREATE INDEX claim_session ON pawl.claim ((-ns), session_id, (-id));
 
 CREATE TYPE pawl.outcome AS ENUM (
   'succeeded',  -- final

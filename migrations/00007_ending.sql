@@ -287,7 +287,7 @@ BEGIN
     RAISE EXCEPTION 'pawl: the attempt was lost: its session ended or it was ended before' USING ERRCODE = 'PW001';
   END IF;
   SELECT k.job_id, k.attempt, j.saga_id, j.saga_step, j.saga_unit INTO a
-    FROM pawl.claim_job(p_ns, p_claim, p_ordinal) k LEFT JOIN pawl.job j ON j.ns = p_ns AND j.id = k.job_id;
+    FROM pawl.claim_job(p_ns, p_claim, p_ordinal) k LEFT JOIN LATERAL (SELECT b.saga_id, b.saga_step, b.saga_unit FROM pawl.job b WHERE b.ns = p_ns AND b.id = k.job_id OFFSET 0) j ON true;
   PERFORM pawl.attempt_end(p_ns, p_claim, p_ordinal, a.job_id, a.attempt, 'succeeded', NULL, NULL, CASE WHEN a.saga_id IS NULL THEN p_result END);
   queues := '{}';
   ended := '{}';
@@ -358,7 +358,7 @@ BEGIN
   RETURN pawl.claim_give_back(p_ns, ARRAY(
     (SELECT o FROM unnest(v_open) o WHERE EXISTS (SELECT FROM pawl.claim c WHERE c.ns = p_ns AND c.id = o AND c.nonce = p_nonce))
     UNION ALL
-    (SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND -c.id <= -v_clear AND c.id >= v_clear AND c.nonce = p_nonce)
+    (SELECT c.id FROM pawl.claim c WHERE -c.ns = -p_ns AND c.session_id = p_session AND -c.id <= -v_clear AND c.id >= v_clear AND c.nonce = p_nonce)
     ORDER BY 1), 'returned', NULL);
 END $$;
 -- +goose StatementEnd
@@ -390,7 +390,7 @@ BEGIN
     (SELECT k.id, k.claimed_at FROM unnest(v_open) o
       CROSS JOIN LATERAL (SELECT x.id, x.claimed_at FROM pawl.claim x WHERE x.ns = p_ns AND x.id = o OFFSET 0) k)
     UNION ALL
-    (SELECT x.id, x.claimed_at FROM pawl.claim x WHERE x.ns = p_ns AND x.session_id = p_session AND -x.id <= -v_clear AND x.id >= v_clear
+    (SELECT x.id, x.claimed_at FROM pawl.claim x WHERE -x.ns = -p_ns AND x.session_id = p_session AND -x.id <= -v_clear AND x.id >= v_clear
       ORDER BY -x.id DESC LIMIT c_claims_max)
   LOOP
     IF c.id >= v_clear THEN
@@ -412,7 +412,7 @@ BEGIN
   IF v_last > v_clear THEN
     v_quiet := pg_try_advisory_xact_lock(pawl.session_key(p_session));
     IF v_quiet AND v_seen = (SELECT count(*) FROM pawl.claim x
-        WHERE x.ns = p_ns AND x.session_id = p_session AND -x.id <= -v_clear AND -x.id >= -v_last AND x.id >= v_clear AND x.id <= v_last) THEN
+        WHERE -x.ns = -p_ns AND x.session_id = p_session AND -x.id <= -v_clear AND -x.id >= -v_last AND x.id >= v_clear AND x.id <= v_last) THEN
       v_clear := v_last;
     END IF;
   END IF;

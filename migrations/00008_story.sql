@@ -19,9 +19,9 @@ BEGIN
   SELECT l.epoch INTO v_to FROM pawl.line l WHERE l.ns = p_ns AND l.queue_id = p_queue AND l.priority = p_priority;
   FOR e IN p_epoch .. coalesce(v_to, p_epoch) LOOP
     SELECT x.id INTO v_low FROM pawl.claim x
-      WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e ORDER BY -x.id DESC LIMIT 1;
+      WHERE -x.ns = -p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e ORDER BY -x.id DESC LIMIT 1;
     SELECT x.id INTO v_high FROM pawl.claim x
-      WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e ORDER BY -x.id LIMIT 1;
+      WHERE -x.ns = -p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e ORDER BY -x.id LIMIT 1;
     v_mid := v_high;  -- first the newest: if it has not passed, none of this epoch has
     WHILE v_mid IS NOT NULL LOOP
       SELECT x.id,
@@ -30,7 +30,7 @@ BEGIN
             SELECT FROM ROWS FROM (unnest(x.late_xid), unnest(x.late_id), unnest(x.late_taken)) u(xid, id, taken)
             WHERE u.xid = p_xid AND (u.id, u.taken) < (p_ready, v_nth))) AS passed
         INTO c FROM pawl.claim x
-        WHERE x.ns = p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e
+        WHERE -x.ns = -p_ns AND x.queue_id = p_queue AND x.priority = p_priority AND x.epoch = e
           AND -x.id <= -v_mid AND x.id >= v_mid ORDER BY -x.id DESC LIMIT 1;
       IF c.passed THEN
         v_high := v_mid;
@@ -43,7 +43,7 @@ BEGIN
     SELECT x.id, (u.before + p_job - u.first)::int INTO claim_id, ordinal
       FROM (
         SELECT y.* FROM pawl.claim y
-        WHERE y.ns = p_ns AND y.queue_id = p_queue AND y.priority = p_priority AND y.epoch = e
+        WHERE -y.ns = -p_ns AND y.queue_id = p_queue AND y.priority = p_priority AND y.epoch = e
           AND -y.id <= -v_low AND y.id >= v_low ORDER BY -y.id DESC LIMIT 1) x
       CROSS JOIN LATERAL (
         SELECT t.first, t.n, t.attempt, sum(t.n) OVER (ROWS UNBOUNDED PRECEDING) - t.n AS before

@@ -92,7 +92,7 @@ BEGIN
   v_claims := ARRAY(
     (SELECT o FROM unnest(v_open) o)
     UNION ALL
-    (SELECT c.id FROM pawl.claim c WHERE c.ns = p_ns AND c.session_id = p_session AND -c.id <= -v_clear AND c.id >= v_clear ORDER BY -c.id DESC LIMIT p_limit)
+    (SELECT c.id FROM pawl.claim c WHERE -c.ns = -p_ns AND c.session_id = p_session AND -c.id <= -v_clear AND c.id >= v_clear ORDER BY -c.id DESC LIMIT p_limit)
     LIMIT p_limit);
   jobs := pawl.claim_give_back(p_ns, v_claims, 'lost', v_detail);
   v_n := cardinality(v_claims);
@@ -122,7 +122,7 @@ BEGIN
   SELECT count(*), max(d.run_at), array_agg(DISTINCT d.queue_id), array_agg(d.job_id), array_agg(d.queue_id), array_agg(d.priority), array_agg(d.attempt)
     INTO moved, moved_to, queue_ids, v_jobs, v_queues, v_priorities, v_attempts
     FROM (
-      SELECT x.* FROM pawl.scheduled x WHERE x.ns = p_ns AND -x.ns = -p_ns AND x.run_at >= v_from AND x.run_at <= v_now
+      SELECT x.* FROM pawl.scheduled x WHERE -x.ns = -p_ns AND x.run_at >= v_from AND x.run_at <= v_now
       ORDER BY x.run_at, x.job_id LIMIT p_limit FOR UPDATE SKIP LOCKED) d;
   -- One by one and LATERAL … OFFSET 0: whatever the statistics say, each row is found by its whole key.
   FOR i IN 1 .. moved LOOP
@@ -137,7 +137,7 @@ BEGIN
       AND NOT pawl.is_home(x.cluster) LIMIT 1) l
     CROSS JOIN LATERAL (SELECT x.name FROM pawl.queue x WHERE x.ns = p_ns AND x.id = k OFFSET 0) q;
   SELECT d.run_at - clock_timestamp() INTO next_in FROM pawl.scheduled d
-    WHERE d.ns = p_ns AND -d.ns = -p_ns AND d.run_at >= coalesce(moved_to, v_from) ORDER BY d.run_at LIMIT 1;
+    WHERE -d.ns = -p_ns AND d.run_at >= coalesce(moved_to, v_from) ORDER BY d.run_at LIMIT 1;
 END $$;
 -- +goose StatementEnd
 

@@ -981,7 +981,7 @@ BEGIN
   END IF;
   SELECT count(*), array_agg(x.saga_id) FILTER (WHERE x.step >= 0), array_agg(x.step) FILTER (WHERE x.step >= 0), coalesce(array_agg(x.saga_id) FILTER (WHERE x.step < 0), '{}')
     INTO did, v_sagas, v_steps, withdraw
-    FROM (SELECT y.saga_id, y.step FROM pawl.saga_timer y WHERE y.ns = p_ns AND -y.ns = -p_ns AND y.at <= v_now ORDER BY y.at, y.saga_id, y.step LIMIT p_limit) x;
+    FROM (SELECT y.saga_id, y.step FROM pawl.saga_timer y WHERE -y.ns = -p_ns AND y.at <= v_now ORDER BY y.at, y.saga_id, y.step LIMIT p_limit) x;
   queues := '{}';
   ended := '{}';
   IF v_sagas IS NOT NULL THEN
@@ -998,7 +998,7 @@ BEGIN
         CROSS JOIN LATERAL (SELECT y.types FROM pawl.saga_definition y WHERE y.ns = p_ns AND y.id = g.definition_id OFFSET 0) d) t
       CROSS JOIN LATERAL pawl.saga_apply(p_ns, t.sagas, t.steps, t.whats, t.details) a;
   END IF;
-  SELECT y.at - clock_timestamp() INTO next_in FROM pawl.saga_timer y WHERE y.ns = p_ns AND -y.ns = -p_ns AND y.step >= 0 ORDER BY y.at LIMIT 1;
+  SELECT y.at - clock_timestamp() INTO next_in FROM pawl.saga_timer y WHERE -y.ns = -p_ns AND y.step >= 0 ORDER BY y.at LIMIT 1;
 END $$;
 -- +goose StatementEnd
 
