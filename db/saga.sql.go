@@ -722,17 +722,18 @@ func (q *Queries) SendToSaga(ctx context.Context, arg SendToSagaParams) (SendToS
 
 const startSagas = `-- name: StartSagas :one
 SELECT duplicates::boolean[] AS duplicates, queues::text[] AS queues
-FROM pawl.saga_start($1::smallint, $2::text, $3::int, $4::text[], $5::json[], $6::bigint, $7::json)
+FROM pawl.saga_start($1::smallint, $2::text, $3::int, $4::text[], $5::json[], $6::bigint[], $7::json[], $8::boolean)
 `
 
 type StartSagasParams struct {
-	Ns         int16
-	Name       string
-	Version    int32
-	Keys       []string
-	Inputs     [][]byte
-	DeadlineMs *int64
-	Headers    []byte
+	Ns          int16
+	Name        string
+	Version     int32
+	Keys        []string
+	Inputs      [][]byte
+	DeadlinesMs []int64
+	Headers     [][]byte
+	Gathered    bool
 }
 
 type StartSagasRow struct {
@@ -740,7 +741,7 @@ type StartSagasRow struct {
 	Queues     []string
 }
 
-// deadline_ms NULL: the definition's; 0: none. version 0: the newest. queues: those that got their first jobs.
+// deadlines_ms negative: the definition's; 0: none. version 0: the newest. gathered: of several callers. queues: those that got their first jobs.
 func (q *Queries) StartSagas(ctx context.Context, arg StartSagasParams) (StartSagasRow, error) {
 	row := q.db.QueryRow(ctx, startSagas,
 		arg.Ns,
@@ -748,8 +749,9 @@ func (q *Queries) StartSagas(ctx context.Context, arg StartSagasParams) (StartSa
 		arg.Version,
 		arg.Keys,
 		arg.Inputs,
-		arg.DeadlineMs,
+		arg.DeadlinesMs,
 		arg.Headers,
+		arg.Gathered,
 	)
 	var i StartSagasRow
 	err := row.Scan(&i.Duplicates, &i.Queues)

@@ -729,13 +729,15 @@ END $$;
 -- +goose StatementEnd
 
 -- Starts sagas of one definition (p_version 0: the newest), each by its key and input, in the caller's transaction. A key that is there with the same definition and input is a duplicate, and nothing is done for it.
--- p_deadline_ms NULL: the definition's, 0: none. Raises PW020 when a key is there with another input or definition, PW021 when there is no such definition.
+-- p_deadlines_ms negative, or NULL as a whole: the definition's; 0: none. p_headers may be NULL as a whole too. p_gathered: they come of several callers, in a transaction of its own; where a key is locked by
+-- another transaction, 55P03 is raised at once. Raises PW020 when a key is there with another input or definition, PW021 when there is no such definition.
 -- Where a saga begins with one job, as most do, that is lined here: saga_apply, whose statements are for all cases, takes five times as long for it.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.saga_start(p_ns smallint, p_name text, p_version int, p_keys text[], p_inputs json[], p_deadline_ms bigint, p_headers json, OUT duplicates boolean[], OUT queues text[])
+CREATE FUNCTION pawl.saga_start(p_ns smallint, p_name text, p_version int, p_keys text[], p_inputs json[], p_deadlines_ms bigint[], p_headers json[], p_gathered boolean, OUT duplicates boolean[], OUT queues text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   c_input_bytes_max CONSTANT int := 262144;
+  c_patience        CONSTANT text := '20ms';  -- for locks that hold up several callers
   v_now      timestamptz := now();
   v_by       text := coalesce(nullif(current_setting('application_name'), ''), session_user);
   v_xid      xid8 := pg_current_xact_id();
@@ -746,10 +748,12 @@ DECLARE
   v_id       bigint;
   v_job      bigint;
   v_deadline timestamptz;
-  n_ids      bigint[] := '{}';  -- those that are new
-  n_order    int[] := '{}';
+  n_ids      bigint[] := '{}';  -- those that are new,
+  n_order    int[] := '{}';     -- which they are,
+  t_ids      bigint[] := '{}';  -- and those of them that have a deadline
+  t_at       timestamptz[] := '{}';
 BEGIN
-  IF v_n NOT BETWEEN 1 AND 1000 OR v_n <> cardinality(p_inputs) THEN
+  IF v_n NOT BETWEEN 1 AND 1000 OR v_n <> cardinality(p_inputs) OR v_n <> cardinality(p_deadlines_ms) OR v_n <> cardinality(p_headers) THEN
     RAISE EXCEPTION 'pawl: a batch has 1 to 1000 sagas, each with a key and an input, not % and %', v_n, cardinality(p_inputs) USING ERRCODE = '22023';
   END IF;
   SELECT y.id, y.deadline_ms, y.begins_alone, y.version, y.steps[1] AS step, y.kinds[1] AS kind, y.queues[1] AS queue, y.queue_ids[1] AS queue_id, y.priorities[1] AS priority,
@@ -763,10 +767,12 @@ BEGIN
   IF NOT d.home THEN
     PERFORM pawl.raise_moved(d.queue);
   END IF;
-  v_deadline := clock_timestamp() + nullif(coalesce(p_deadline_ms, d.deadline_ms), 0) * interval '1 ms';
   queues := '{}';
   IF v_n > 1 THEN  -- in the order of keys: two starts of the same sagas wait for each other in the same order
     v_order := ARRAY(SELECT u.i FROM unnest(p_keys) WITH ORDINALITY u(key, i) ORDER BY u.key, u.i);
+  END IF;
+  IF p_gathered THEN
+    PERFORM set_config('lock_timeout', c_patience, true);
   END IF;
   FOREACH i IN ARRAY v_order LOOP
     IF p_keys[i] IS NULL OR length(p_keys[i]) NOT BETWEEN 1 AND 256 THEN
@@ -780,12 +786,17 @@ BEGIN
         HINT = 'Store it elsewhere and start the saga with its key: each step carries the input.';
     END IF;
     v_id := nextval('pawl.saga_id');
+    v_deadline := clock_timestamp() + nullif(coalesce(CASE WHEN p_deadlines_ms[i] >= 0 THEN p_deadlines_ms[i] END, d.deadline_ms), 0) * interval '1 ms';
     INSERT INTO pawl.saga (ns, id, root_id, definition_id, started_at, deadline_at, key, started_by, input, headers)
-      VALUES (p_ns, v_id, v_id, d.id, v_now, v_deadline, p_keys[i], v_by, p_inputs[i], p_headers) ON CONFLICT DO NOTHING;
+      VALUES (p_ns, v_id, v_id, d.id, v_now, v_deadline, p_keys[i], v_by, p_inputs[i], p_headers[i]) ON CONFLICT DO NOTHING;
     duplicates[i] := NOT FOUND;
     IF FOUND THEN
       n_ids := n_ids || v_id;
       n_order := n_order || i;
+      IF v_deadline IS NOT NULL THEN
+        t_ids := t_ids || v_id;
+        t_at := t_at || v_deadline;
+      END IF;
     ELSE
       PERFORM pawl.saga_same(p_ns, p_keys[i], d.id, p_inputs[i]);
     END IF;
@@ -794,8 +805,8 @@ BEGIN
   IF v_n = 0 THEN
     RETURN;
   END IF;
-  IF v_deadline IS NOT NULL THEN
-    INSERT INTO pawl.saga_timer (ns, saga_id, step, at) SELECT p_ns, u, 0, v_deadline FROM unnest(n_ids) u;
+  IF t_ids <> '{}' THEN
+    INSERT INTO pawl.saga_timer (ns, saga_id, step, at) SELECT p_ns, t.id, 0, t.at FROM ROWS FROM (unnest(t_ids), unnest(t_at)) t(id, at);
   END IF;
   IF NOT d.begins_alone THEN
     SELECT a.queues INTO queues FROM pawl.saga_apply(p_ns, n_ids, array_fill(0::smallint, ARRAY[v_n]), array_fill('started'::pawl.saga_what, ARRAY[v_n]), array_fill(NULL::json, ARRAY[v_n])) a;
@@ -807,7 +818,7 @@ BEGIN
   INSERT INTO pawl.ready (xid, job_id, jobs, queue_id, ns, priority, epoch, attempt, again) VALUES (v_xid, v_job, v_n, d.queue_id, p_ns, d.priority, d.epoch, 1, false);
   INSERT INTO pawl.job (id, created_at, xid, queue_id, ns, priority, epoch, max_attempts, timeout_ms, backoff_ms, backoff_ms_max, kind, enqueued_by, args, headers, saga_id, saga_step)
     SELECT v_job + k - 1, v_now, v_xid, d.queue_id, p_ns, d.priority, d.epoch, d.max_attempts, d.timeout_ms, d.backoff_ms, d.backoff_ms_max, d.kind, 'pawl',
-        pawl.saga_args(p_keys[n_order[k]], n_ids[k], d.step, d.version, p_inputs[n_order[k]]), p_headers, n_ids[k], 1
+        pawl.saga_args(p_keys[n_order[k]], n_ids[k], d.step, d.version, p_inputs[n_order[k]]), p_headers[n_order[k]], n_ids[k], 1
       FROM generate_series(1, v_n) k;
   queues := ARRAY[d.queue];
 END $$;

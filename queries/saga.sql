@@ -4,9 +4,9 @@ SELECT coalesce(id, 0)::int AS id, theirs::json AS theirs
 FROM pawl.saga_register(@ns::smallint, @name::text, @version::int, @digest::text, @spec::json);
 
 -- name: StartSagas :one
--- deadline_ms NULL: the definition's; 0: none. version 0: the newest. queues: those that got their first jobs.
+-- deadlines_ms negative: the definition's; 0: none. version 0: the newest. gathered: of several callers. queues: those that got their first jobs.
 SELECT duplicates::boolean[] AS duplicates, queues::text[] AS queues
-FROM pawl.saga_start(@ns::smallint, @name::text, @version::int, @keys::text[], @inputs::json[], sqlc.narg(deadline_ms)::bigint, sqlc.narg(headers)::json);
+FROM pawl.saga_start(@ns::smallint, @name::text, @version::int, @keys::text[], @inputs::json[], @deadlines_ms::bigint[], @headers::json[], @gathered::boolean);
 
 -- name: ActOnSaga :one
 -- was: its state before.

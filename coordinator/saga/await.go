@@ -18,8 +18,9 @@ import (
 const (
 	awaitMin      = 5 * time.Millisecond   // until a saga is looked for again, at first,
 	awaitMax      = 400 * time.Millisecond // and at last
-	awaitHear     = 10 * time.Millisecond  // until it is looked for at all, where workers of this process have handlers of the definition, and tell,
-	awaitServed   = 100 * time.Millisecond // and again, at first
+	awaitHear     = 10 * time.Millisecond  // until it is looked for at all, where workers of this process have handlers of the definition, and tell: twice as long as they took lately, but no less
+	awaitServed   = 100 * time.Millisecond // and no more than this, which is also how long until the next look
+	awaitLately   = 8                      // sagas that lately means
 	awaitBatchMax = 250                    // sagas that are looked for in one statement
 	awaitShare    = 3                      // how many times longer than to look for all the looks are apart
 	awaitReadMax  = 30 * time.Second       // how long a look may take
@@ -33,7 +34,7 @@ type Instance struct {
 }
 
 // Await waits until a saga has ended, and gives it. It holds no connection while it waits: one goroutine looks for all that wait for sagas of this definition on the same pool. Where workers of this process have
-// handlers of the definition, it hears from them of the ends of theirs, and looks after 10 ms, 110 ms, then ever less often, at most every 400 ms; else it looks at once, after 5 ms, and so on. On a transaction or
+// handlers of the definition, it hears from them of the ends of theirs, and looks after 10 ms (or, up to 100 ms, twice the time that sagas took lately), 100 ms later, then ever less often, at most every 400 ms; else it looks at once, after 5 ms, and so on. On a transaction or
 // connection it looks by itself. The error is ErrCompensated (a [CompensatedError]) or ErrForced, both with the instance; ErrNotFound; ErrUnfinished with ctx's cause; or the database's. It goes on waiting for a
 // saga that is stuck.
 func (d *Definition[In]) Await(ctx context.Context, on DB, id string) (*Instance, error) {
@@ -132,6 +133,7 @@ type ends struct {
 	pause time.Duration // in place of awaitMin and awaitMax, for tests
 
 	mu       sync.Mutex
+	took     time.Duration // those of whose ends workers told, lately
 	watchers map[*pgxpool.Pool]*watcher
 }
 
@@ -151,6 +153,7 @@ type waiter struct {
 	id     string
 	at     int64         // when to look again, by the monotonic clock; 0: at once
 	wait   time.Duration // and how long after that
+	since  int64
 	looked bool          // it was, or is being
 	last   State         // when it was last
 	place  int           // in waiters
@@ -175,9 +178,11 @@ func (w *waiters) Pop() any {
 func (d *definition) newWaiter(id string) *waiter {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	w := &waiter{id: id, wait: awaitMin, told: make(chan answer, 1)}
+	w := &waiter{id: id, since: session.Monotonic(), wait: awaitMin, told: make(chan answer, 1)}
 	if len(d.served) > 0 {
-		w.at, w.wait = session.Monotonic()+int64(awaitHear), awaitServed
+		d.ends.mu.Lock()
+		w.at, w.wait = w.since+int64(min(max(2*d.ends.took, awaitHear), awaitServed)), awaitServed
+		d.ends.mu.Unlock()
 	}
 	w.wait = cmp.Or(d.ends.pause, w.wait)
 	return w
@@ -227,6 +232,7 @@ func (e *ends) heard(ended []string) {
 	for _, w := range e.watchers {
 		for _, id := range ended {
 			for _, one := range w.byID[id] {
+				e.took += (time.Duration(session.Monotonic()-one.since) - e.took) / awaitLately
 				one.at = 0
 				heap.Fix(&w.due, one.place)
 				w.nudge()

@@ -40,8 +40,9 @@ type definition struct {
 	steps     []*step // as they were declared, and so each behind those it needs
 
 	hint   job.Hinter
-	ends   ends  // those who await
-	goes   going // which sagas go forward, for units
+	starts starts // those who start
+	ends   ends   // those who await
+	goes   going  // which sagas go forward, for units
 	mu     sync.Mutex
 	sealed *sealed // nil: steps may be added
 	served []Worker

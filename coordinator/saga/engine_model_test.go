@@ -213,7 +213,7 @@ func (m *sagaModel) startSome(d *modelDef) {
 	if d.deadline {
 		deadline = 3600_000
 	}
-	m.exec("SELECT pawl.saga_start(1::smallint, $1, 1, $2, array_fill('{}'::json, ARRAY[cardinality($2::text[])]), $3, NULL)", d.def.Name(), keys, deadline)
+	m.exec("SELECT pawl.saga_start(1::smallint, $1, 1, $2, array_fill('{}'::json, ARRAY[cardinality($2::text[])]), array_fill($3::bigint, ARRAY[cardinality($2::text[])]), NULL, false)", d.def.Name(), keys, deadline)
 }
 
 // claimSome claims, and checks that what it is given may run now.

@@ -121,7 +121,7 @@ func testPlans(t *testing.T, analyzed bool) {
 			e.session, as[0].claim, as[0].nonce)
 	}
 	start := func() string {
-		return fmt.Sprintf("SELECT * FROM pawl.saga_start(1::smallint, 'order', 0, ARRAY['%s'], ARRAY['{}'::json], NULL, NULL)", key)
+		return fmt.Sprintf("SELECT * FROM pawl.saga_start(1::smallint, 'order', 0, ARRAY['%s'], ARRAY['{}'::json], NULL, NULL, true)", key)
 	}
 	calls := []struct {
 		name string

@@ -309,7 +309,7 @@ func (e *engine) runThrough(result string) (names []string) {
 
 // start starts a saga with an input of {}.
 func (e *engine) start(on saga.DB, name, key, input string) (duplicate bool, err error) {
-	err = on.QueryRow(e.ctx, "SELECT duplicates[1] FROM pawl.saga_start(1::smallint, $1, 0, ARRAY[$2::text], ARRAY[$3::text]::json[], NULL, NULL)", name, key, input).Scan(&duplicate)
+	err = on.QueryRow(e.ctx, "SELECT duplicates[1] FROM pawl.saga_start(1::smallint, $1, 0, ARRAY[$2::text], ARRAY[$3::text]::json[], NULL, NULL, false)", name, key, input).Scan(&duplicate)
 	return duplicate, err
 }
 

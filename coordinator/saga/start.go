@@ -29,9 +29,10 @@ type StartOption func(*startOptions) error
 
 type startOptions struct {
 	id         string
-	named      bool   // by ID
-	deadlineMs *int64 // nil: the definition's; 0: none
+	named      bool  // by ID
+	deadlineMs int64 // below 0: the definition's; 0: none
 	header     map[string]string
+	headers    []byte // the same as JSON, nil where there is none
 }
 
 const (
@@ -61,8 +62,7 @@ func checkID(id string) error {
 // DeadlineIn sets the saga's deadline in place of the definition's; 0 is none.
 func DeadlineIn(d time.Duration) StartOption {
 	return func(o *startOptions) error {
-		ms := d.Milliseconds()
-		o.deadlineMs = &ms
+		o.deadlineMs = d.Milliseconds()
 		if d == 0 {
 			return nil
 		}
@@ -86,7 +86,8 @@ func Header(key, value string) StartOption {
 
 // Start starts a saga, in the caller's transaction if on is one: it exists when that commits, with its first jobs. A saga of the same id, definition and input is a duplicate, and nothing is done; with another input or
 // definition the error is ErrConflict. Others: ErrUnregistered, ErrInvalid, ErrPayloadTooLarge, ErrMoved. After an error the caller's transaction is aborted, as after any SQL error. On a pool an error of the
-// connection leaves it unknown whether it started; with an ID it can be repeated.
+// connection, or ctx's, leaves it unknown whether it started; with an ID it can be repeated. Calls on one pool at the same time share transactions, none of which waits for a lock for more than 20 ms, and each is
+// told its own outcome.
 func (d *Definition[In]) Start(ctx context.Context, on DB, in In, opts ...StartOption) (Started, error) {
 	id, dup, err := d.start(ctx, on, in, opts)
 	if err != nil {
@@ -107,11 +108,8 @@ func (d *Definition[In]) start(ctx context.Context, on DB, in In, opts []StartOp
 	if err != nil {
 		return o.id, false, fmt.Errorf("%w: input: %w", ErrInvalid, err)
 	}
-	row, err := d.def.startBatch(ctx, on, o, []string{o.id}, [][]byte{input})
-	if err != nil {
-		return o.id, false, err
-	}
-	return o.id, row.Duplicates[0], nil
+	duplicate, err = d.def.startOne(ctx, on, o, input)
+	return o.id, duplicate, err
 }
 
 // StartMany starts sagas by their ids, BatchSagasMax a round trip, and returns how many it started: duplicates are not counted. opts apply to all. In a transaction it is all or nothing; on a pool each batch is a
@@ -131,25 +129,24 @@ func (d *Definition[In]) StartMany(ctx context.Context, on DB, sagas iter.Seq2[s
 		return 0, fail(0, err)
 	}
 	var (
-		keys               []string
-		inputs             [][]byte
+		batch              []*start
 		bytes, seen, added int
 	)
 	flush := func() error {
-		if len(keys) == 0 {
+		if len(batch) == 0 {
 			return nil
 		}
-		row, err := d.def.startBatch(ctx, on, o, keys, inputs)
+		row, err := d.def.startBatch(ctx, on, batch, false)
 		if err != nil {
 			return fail(seen, err)
 		}
-		seen += len(keys)
+		seen += len(batch)
 		for _, dup := range row.Duplicates {
 			if !dup {
 				added++
 			}
 		}
-		keys, inputs, bytes = keys[:0], inputs[:0], 0
+		batch, bytes = batch[:0], 0
 		return nil
 	}
 	for id, in := range sagas {
@@ -162,12 +159,12 @@ func (d *Definition[In]) StartMany(ctx context.Context, on DB, sagas iter.Seq2[s
 		if err != nil {
 			return added, fail(seen, err)
 		}
-		if len(keys) == BatchSagasMax || bytes+len(input) > BatchBytesMax {
+		if len(batch) == BatchSagasMax || bytes+len(input) > BatchBytesMax {
 			if err := flush(); err != nil {
 				return added, err
 			}
 		}
-		keys, inputs, bytes = append(keys, id), append(inputs, input), bytes+len(input)
+		batch, bytes = append(batch, &start{key: id, input: input, options: o}), bytes+len(input)
 	}
 	return added, flush()
 }
@@ -179,19 +176,19 @@ func StartByName(ctx context.Context, on DB, ns int16, name string, version int,
 		err = fmt.Errorf("%w: version %d is outside 1 to %d, and 0 for the newest", ErrInvalid, version, VersionMax)
 	}
 	d := &definition{name: name, version: version, namespace: ns} // of this call alone, so that it hints each time
-	var row db.StartSagasRow
+	duplicate := false
 	if err == nil {
-		row, err = d.startBatch(ctx, on, o, []string{o.id}, [][]byte{input})
+		duplicate, err = d.startOne(ctx, on, o, input)
 	}
 	if err != nil {
 		return Started{}, fmt.Errorf("start %s %s: %w", name, o.id, wrap(err))
 	}
-	return Started{o.id, row.Duplicates[0]}, nil
+	return Started{o.id, duplicate}, nil
 }
 
 // newStart reads options, and gives a saga its id.
 func newStart(opts []StartOption) (*startOptions, error) {
-	o := &startOptions{}
+	o := &startOptions{deadlineMs: -1}
 	var faults []error
 	for _, opt := range opts {
 		faults = append(faults, opt(o))
@@ -201,18 +198,27 @@ func newStart(opts []StartOption) (*startOptions, error) {
 		o.id = id.String()
 		faults = append(faults, err)
 	}
+	if len(o.header) > 0 {
+		o.headers, _ = json.Marshal(o.header) // of strings: cannot fail
+	}
 	return o, errors.Join(faults...)
 }
 
-// startBatch starts up to BatchSagasMax sagas.
-func (d *definition) startBatch(ctx context.Context, on DB, o *startOptions, keys []string, inputs [][]byte) (db.StartSagasRow, error) {
-	p := db.StartSagasParams{Ns: d.namespace, Name: d.name, Version: int32(d.version), Keys: keys, Inputs: inputs, DeadlineMs: o.deadlineMs}
-	if len(o.header) > 0 {
-		headers, err := json.Marshal(o.header)
-		if err != nil {
-			return db.StartSagasRow{}, fmt.Errorf("%w: headers: %w", ErrInvalid, err)
-		}
-		p.Headers = headers
+func (d *definition) startOne(ctx context.Context, on DB, o *startOptions, input []byte) (duplicate bool, err error) {
+	one := &start{ctx: ctx, key: o.id, input: input, options: o, told: make(chan started, 1)}
+	if pool, ok := on.(*pgxpool.Pool); ok {
+		return d.startOn(pool, one)
+	}
+	row, err := d.startBatch(ctx, on, []*start{one}, false)
+	return err == nil && row.Duplicates[0], err
+}
+
+// startBatch starts up to BatchSagasMax sagas. gathered: they come of several callers.
+func (d *definition) startBatch(ctx context.Context, on DB, batch []*start, gathered bool) (db.StartSagasRow, error) {
+	p := db.StartSagasParams{Ns: d.namespace, Name: d.name, Version: int32(d.version), Gathered: gathered}
+	for _, one := range batch {
+		p.Keys, p.Inputs = append(p.Keys, one.key), append(p.Inputs, one.input)
+		p.DeadlinesMs, p.Headers = append(p.DeadlinesMs, one.options.deadlineMs), append(p.Headers, one.options.headers)
 	}
 	row, err := db.New(on).StartSagas(ctx, p)
 	if err == nil && len(row.Queues) > 0 {
