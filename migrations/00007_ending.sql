@@ -166,7 +166,6 @@ CREATE FUNCTION pawl.settle(p_ns smallint, p_session bigint, p_claims bigint[], 
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   a         record;
-  v_alive   boolean;
   v_outcome pawl.outcome;
   v_claim   bigint;
   v_seen    int4multirange;    -- of the claim at hand: ordinals that have a receipt, or get one here
@@ -188,21 +187,21 @@ BEGIN
     END IF;
   END LOOP;
   -- From here on each statement sees every receipt that was committed under the locks.
-  v_alive := EXISTS (SELECT FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL);
   FOR a IN
-    -- The claims that the session has, each with its jobs one by one: some have hundreds of runs. By primary key: + 0 and OFFSET 0 keep the planner from seeking all claims of the session instead.
+    -- The claims that the session has while it lives, each with its jobs one by one: some have hundreds of runs; and what has a receipt, at its first row. By primary key: + 0 and OFFSET 0 keep the planner from seeking all claims of the session instead.
     WITH c AS MATERIALIZED (
-      SELECT n.claim_id, n.nonce,
+      SELECT n.claim_id, n.nonce, n.i,
+        coalesce((SELECT range_agg(u) FROM pawl.receipt r CROSS JOIN LATERAL unnest(r.jobs) u WHERE r.ns = p_ns AND r.claim_id = n.claim_id), '{}') AS seen,
         ARRAY(SELECT u.first + o FROM ROWS FROM (unnest(x.job_ids), unnest(x.job_counts)) WITH ORDINALITY u(first, n, run), generate_series(0, u.n - 1) o ORDER BY u.run, o) AS job_ids,
         ARRAY(SELECT u.attempt FROM ROWS FROM (unnest(x.attempts), unnest(x.job_counts)) WITH ORDINALITY u(attempt, n, run), generate_series(0, u.n - 1) o ORDER BY u.run, o) AS attempts
-      FROM (SELECT DISTINCT t.claim_id, t.nonce FROM ROWS FROM (unnest(p_claims), unnest(p_nonces)) t(claim_id, nonce)) n
+      FROM (SELECT t.claim_id, t.nonce, min(t.i) AS i FROM ROWS FROM (unnest(p_claims), unnest(p_nonces)) WITH ORDINALITY t(claim_id, nonce, i) GROUP BY 1, 2) n
       CROSS JOIN LATERAL (
         SELECT y.job_ids, y.job_counts, y.attempts FROM pawl.claim y
         WHERE y.ns = p_ns AND y.id = n.claim_id AND y.nonce = n.nonce AND y.session_id + 0 = p_session OFFSET 0) x
-      WHERE v_alive)
-    SELECT t.i, t.claim_id, t.ordinal, k.job_id, k.attempt, j.saga_id, j.saga_step, j.saga_unit
+      WHERE EXISTS (SELECT FROM pawl.session s WHERE s.ns = p_ns AND s.id = p_session AND s.ended_at IS NULL))
+    SELECT t.i, t.claim_id, t.ordinal, k.job_id, k.attempt, CASE WHEN t.i = k.i THEN k.seen END AS seen, j.saga_id, j.saga_step, j.saga_unit
     FROM ROWS FROM (unnest(p_claims), unnest(p_nonces), unnest(p_ordinals)) WITH ORDINALITY t(claim_id, nonce, ordinal, i)
-    LEFT JOIN LATERAL (SELECT c.job_ids[t.ordinal + 1] AS job_id, c.attempts[t.ordinal + 1] AS attempt FROM c
+    LEFT JOIN LATERAL (SELECT c.i, c.seen, c.job_ids[t.ordinal + 1] AS job_id, c.attempts[t.ordinal + 1] AS attempt FROM c
       WHERE c.claim_id = t.claim_id AND c.nonce = t.nonce) k ON true  -- no job where the claim has no such ordinal
     LEFT JOIN LATERAL (SELECT b.saga_id, b.saga_step, b.saga_unit FROM pawl.job b WHERE b.ns = p_ns AND b.id = k.job_id OFFSET 0) j ON true
     ORDER BY t.i
@@ -213,8 +212,10 @@ BEGIN
         r_jobs := r_jobs || v_good;
       END IF;
       v_claim := a.claim_id;
-      v_seen := coalesce((SELECT range_agg(u) FROM pawl.receipt r CROSS JOIN LATERAL unnest(r.jobs) u WHERE r.ns = p_ns AND r.claim_id = v_claim), '{}');
       v_good := '{}';
+    END IF;
+    IF a.seen IS NOT NULL THEN
+      v_seen := a.seen;
     END IF;
     IF a.job_id IS NULL OR v_seen @> a.ordinal THEN
       counted[a.i] := '';

@@ -708,22 +708,23 @@ DECLARE
   v_whats   pawl.saga_what[];
   v_details json[];
 BEGIN
-  SELECT array_agg(x.saga ORDER BY x.i), array_agg(abs(x.step) ORDER BY x.i), array_agg(x.what::pawl.saga_what ORDER BY x.i), array_agg(x.detail ORDER BY x.i)
+  SELECT array_agg(u.saga), array_agg(abs(u.step)), array_agg(CASE WHEN u.outcome = 'succeeded' AND u.step > 0 THEN 'succeeded' WHEN u.outcome = 'succeeded' THEN 'undone' WHEN u.step < 0 THEN 'undo_exhausted'
+      WHEN (u.detail->>'refused')::boolean THEN 'refused' ELSE 'exhausted' END::pawl.saga_what), array_agg(u.detail)
     INTO v_sagas, v_steps, v_whats, v_details
-    FROM (
-      SELECT u.saga, u.step, u.detail, u.i,
-        CASE WHEN u.outcome = 'succeeded' AND u.step > 0 THEN 'succeeded' WHEN u.outcome = 'succeeded' THEN 'undone' WHEN u.step < 0 THEN 'undo_exhausted'
-          WHEN (u.detail->>'refused')::boolean THEN 'refused' ELSE 'exhausted' END AS what
-      FROM ROWS FROM (unnest(p_sagas), unnest(p_steps), unnest(p_units), unnest(p_outcomes), unnest(p_details)) WITH ORDINALITY u(saga, step, unit, outcome, detail, i)
-      WHERE u.unit IS NULL
-      UNION ALL
-      SELECT u.saga, u.step, json_build_object('over', count(*),
-          'outputs', json_object_agg(u.unit, u.detail) FILTER (WHERE u.outcome = 'succeeded' AND u.detail::text <> 'null'),
-          'failed', coalesce(json_agg(u.unit) FILTER (WHERE u.outcome <> 'succeeded'), '[]'),
-          'error', min(u.detail->>'error') FILTER (WHERE u.outcome <> 'succeeded')), min(u.i), 'units'
-      FROM ROWS FROM (unnest(p_sagas), unnest(p_steps), unnest(p_units), unnest(p_outcomes), unnest(p_details)) WITH ORDINALITY u(saga, step, unit, outcome, detail, i)
-      WHERE u.unit IS NOT NULL
-      GROUP BY u.saga, u.step) x;
+    FROM ROWS FROM (unnest(p_sagas), unnest(p_steps), unnest(p_units), unnest(p_outcomes), unnest(p_details)) u(saga, step, unit, outcome, detail)
+    WHERE u.unit IS NULL;
+  IF array_remove(p_units, NULL) <> '{}' THEN
+    SELECT v_sagas || array_agg(x.saga), v_steps || array_agg(x.step), v_whats || array_agg('units'::pawl.saga_what), v_details || array_agg(x.detail)
+      INTO v_sagas, v_steps, v_whats, v_details
+      FROM (
+        SELECT u.saga, u.step, json_build_object('over', count(*),
+            'outputs', json_object_agg(u.unit, u.detail) FILTER (WHERE u.outcome = 'succeeded' AND u.detail::text <> 'null'),
+            'failed', coalesce(json_agg(u.unit) FILTER (WHERE u.outcome <> 'succeeded'), '[]'),
+            'error', min(u.detail->>'error') FILTER (WHERE u.outcome <> 'succeeded')) AS detail
+        FROM ROWS FROM (unnest(p_sagas), unnest(p_steps), unnest(p_units), unnest(p_outcomes), unnest(p_details)) u(saga, step, unit, outcome, detail)
+        WHERE u.unit IS NOT NULL
+        GROUP BY u.saga, u.step) x;
+  END IF;
   SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, v_sagas, v_steps, v_whats, v_details) a;
 END $$;
 -- +goose StatementEnd

@@ -3,7 +3,9 @@ package worker
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/pawl-dev/pawl/coordinator/job"
@@ -15,13 +17,14 @@ const (
 	bodiesMax     = 1000                   // bodies read in one statement
 	prefetchBytes = 64 << 20               // bodies of a queue that may wait here, by their recent mean size
 	prefetchSpan  = 50 * time.Millisecond  // how much work, by the recent rate, may wait here
+	overtakeMax   = 20 * time.Millisecond  // how long lines that nobody told of may be passed over
 	closely       = 100 * time.Millisecond // how long polls stay close together after there was work
 	statementMax  = 30 * time.Second       // how long one statement of the fetcher or completer may take
 	complainEvery = 10 * time.Second       // how often the same trouble is logged
 )
 
 // fetch claims jobs for the free slots until ctx is cancelled. One look tells which lines may have work; then each is claimed from in a
-// transaction of its own, highest priority first.
+// transaction of its own, highest priority first. Where a queue has but one line and the fetcher was told that it got work, it claims without a look.
 func (r *run) fetch(ctx context.Context) {
 	var (
 		wait     = r.w.conf.PollMin
@@ -69,7 +72,36 @@ func (r *run) sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// round looks once and claims from every line that has work and room. full: there is certainly more to claim at once.
+// claimTold claims from the queues that were told of, if each is known to have one line.
+func (r *run) claimTold(ctx context.Context) (got int, full bool, err error) {
+	r.mu.Lock()
+	told := slices.Collect(maps.Keys(r.told))
+	clear(r.told)
+	r.mu.Unlock()
+	if len(told) == 0 || !r.passing.IsZero() && time.Since(r.passing) > overtakeMax {
+		return 0, false, nil
+	}
+	for _, q := range told {
+		if len(q.lines) != 1 || q.room() <= 0 {
+			return 0, false, nil
+		}
+	}
+	if r.passing.IsZero() {
+		r.passing = time.Now()
+	}
+	for _, q := range told {
+		n := min(q.room(), claimJobsMax)
+		taken, err := r.claim(ctx, q, q.lines[0], n)
+		if err != nil {
+			return got, false, err
+		}
+		got += taken
+		full = full || taken >= n
+	}
+	return got, full, nil
+}
+
+// round claims from every line that has work and room: of the queues that it was told of, or else of all. full: there is certainly more to claim at once.
 func (r *run) round(ctx context.Context) (got int, full bool, err error) {
 	room := false
 	for _, q := range r.byID {
@@ -91,6 +123,10 @@ func (r *run) round(ctx context.Context) (got int, full bool, err error) {
 	}
 	lctx, stop := context.WithTimeout(ctx, statementMax)
 	defer stop()
+	if got, full, err := r.claimTold(ctx); got > 0 || err != nil {
+		return got, full, err
+	}
+	r.passing = time.Time{}
 	look, err := r.q.LookForWork(lctx, db.LookForWorkParams{Ns: r.w.conf.Namespace, QueueIds: r.queues})
 	if err != nil {
 		return 0, false, err
@@ -98,6 +134,9 @@ func (r *run) round(ctx context.Context) (got int, full bool, err error) {
 	more := map[*queue]bool{} // lines of theirs that go first have more
 	for i, id := range look.QueueIds {
 		q := r.byID[id]
+		if !slices.Contains(q.lines, look.Priorities[i]) {
+			q.lines = append(q.lines, look.Priorities[i])
+		}
 		if more[q] {
 			continue
 		}

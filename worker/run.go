@@ -40,11 +40,13 @@ type run struct {
 	queues  []int32
 	wake    chan struct{} // there may be work
 	starved atomic.Bool   // the fetcher waits for room
+	passing time.Time     // when it first claimed without a look since it last looked; its alone
 	comp    *completer
 	slots   sync.WaitGroup
 
 	mu     sync.Mutex
 	claims map[int64]*claim
+	told   map[*queue]bool  // queues that got work, as who nudged the fetcher knows
 	taking int              // claims between the server's commit and our knowing them
 	hinted map[string]int64 // when each hint was sent last, by the monotonic clock
 }
@@ -53,7 +55,7 @@ type run struct {
 func (w *Worker) runSession(ctx context.Context) error {
 	grace := w.conf.Grace.Milliseconds()
 	r := &run{
-		w: w, q: db.New(w.pool), byID: map[int32]*queue{}, byName: map[string]*queue{}, wake: make(chan struct{}, 1), claims: map[int64]*claim{}, hinted: map[string]int64{},
+		w: w, q: db.New(w.pool), byID: map[int32]*queue{}, byName: map[string]*queue{}, wake: make(chan struct{}, 1), claims: map[int64]*claim{}, told: map[*queue]bool{}, hinted: map[string]int64{},
 		beginTx: fmt.Sprintf("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = %d", max(grace, 1000)),
 	}
 	r.comp = newCompleter(r)
@@ -128,8 +130,8 @@ func (r *run) held() []int64 {
 
 // heard takes what a heartbeat or a hint brought. It does not block.
 func (r *run) heard(n session.News) {
-	if name, ok := strings.CutPrefix(n.Hint, "n"); ok && r.byName[name] != nil {
-		r.nudge()
+	if name, ok := strings.CutPrefix(n.Hint, "n"); ok {
+		r.tell(r.byName[name])
 	}
 	for _, c := range n.Cancels {
 		r.mu.Lock()
@@ -149,6 +151,17 @@ func (r *run) heard(n session.News) {
 	}
 }
 
+// tell has the fetcher claim from a queue that got work; nil is another worker's.
+func (r *run) tell(q *queue) {
+	if q == nil {
+		return
+	}
+	r.mu.Lock()
+	r.told[q] = true
+	r.mu.Unlock()
+	r.nudge()
+}
+
 func (r *run) nudge() {
 	select {
 	case r.wake <- struct{}{}:
@@ -160,8 +173,8 @@ func (r *run) nudge() {
 // where not, and sagas that ended.
 func (r *run) advanced(queues, ended []string) {
 	for _, name := range queues {
-		if r.byName[name] != nil {
-			r.nudge()
+		if q := r.byName[name]; q != nil {
+			r.tell(q)
 		} else {
 			r.hint("n" + name)
 		}

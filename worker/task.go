@@ -13,6 +13,7 @@ type queue struct {
 	slots int
 	tasks chan *task
 
+	lines    []int16      // priorities of its lines that looks found work in; the fetcher's alone
 	spawned  int          // slots that have a goroutine; the fetcher's alone
 	held     atomic.Int64 // jobs claimed whose handlers have not returned
 	finished atomic.Int64 // attempts over, ever

@@ -72,8 +72,8 @@ func (w *Worker) Pool() *pgxpool.Pool { return w.pool }
 
 // Wake says that jobs were enqueued in this process, and committed: the worker looks at once if the queue is one of its own, rather than at its next poll. It is safe for concurrent use.
 func (w *Worker) Wake(queue string) {
-	if r := w.current.Load(); r != nil && r.byName[queue] != nil {
-		r.nudge()
+	if r := w.current.Load(); r != nil {
+		r.tell(r.byName[queue])
 	}
 }
 

@@ -65,7 +65,7 @@ func TestEngineSettleTwice(t *testing.T) {
 		}
 		return nil
 	}, without{"the claim's lock", "settle", "PERFORM pg_advisory_xact_lock(pawl.claim_key(p_claims[i]));", ""},
-		without{"the receipts before", "settle", "r.claim_id = v_claim", "false"})
+		without{"the receipts before", "settle", "r.claim_id = n.claim_id", "false"})
 }
 
 // TestEngineGiveBack: a rescue waits for an ending in flight, and does not put back what it has ended.

@@ -154,10 +154,10 @@ type waiter struct {
 	at     int64         // when to look again, by the monotonic clock; 0: at once
 	wait   time.Duration // and how long after that
 	since  int64
-	looked bool          // it was, or is being
-	last   State         // when it was last
-	place  int           // in waiters
-	told   chan answer   // has room for one
+	looked bool        // it was, or is being
+	last   State       // when it was last
+	place  int         // in waiters
+	told   chan answer // has room for one
 }
 
 // waiters are a heap by when they are due.
