@@ -82,6 +82,9 @@ func Unknown(conn *pgx.Conn, err error) bool {
 	return err != nil && conn.IsClosed() && !pgconn.SafeToRetry(err)
 }
 
+// Reclaim takes the transaction back from the function: to it, it has ended. Its lender ends it by other means.
+func (t *Tx) Reclaim() { t.ended.Store(true) }
+
 // Undo rolls back, unless End has committed.
 func (t *Tx) Undo(ctx context.Context) {
 	t.ended.Store(true)

@@ -111,7 +111,7 @@ func (c Config) withDefaults() (Config, error) {
 func (c Config) settings() map[string]string {
 	s := map[string]string{
 		"max_connections":           "200",
-		"max_prepared_transactions": "16",
+		"max_prepared_transactions": "200",
 		"logging_collector":         "off",
 		"log_destination":           "stderr",
 	}

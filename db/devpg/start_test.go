@@ -28,7 +28,7 @@ func TestStart(t *testing.T) {
 	}
 	want := map[string]string{
 		"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on", "listen_addresses": "",
-		"shared_buffers": "256MB", "max_connections": "200", "max_wal_size": "4GB", "max_prepared_transactions": "16",
+		"shared_buffers": "256MB", "max_connections": "200", "max_wal_size": "4GB", "max_prepared_transactions": "200",
 		"server_encoding": "UTF8",
 	}
 	for name, value := range want {
@@ -71,7 +71,7 @@ func TestStart_settings(t *testing.T) {
 	server := start(t, devpg.Config{Dir: newDir(t), Settings: map[string]string{"max_connections": "33", "work_mem": "9MB"}})
 	want := map[string]string{
 		"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "listen_addresses": "",
-		"max_connections": "33", "work_mem": "9MB", "max_prepared_transactions": "16",
+		"max_connections": "33", "work_mem": "9MB", "max_prepared_transactions": "200",
 	}
 	for name, value := range want {
 		if got := mustAsk(t, server, "SHOW "+name); got != value {

@@ -1,0 +1,10 @@
+package twophase
+
+// Failing gives a Config whose manager calls f at each point between two steps of a transaction.
+func Failing(conf Config, f func(point string)) Config {
+	conf.failpoint = f
+	return conf
+}
+
+// BranchOf names the branch of t at a participant.
+func BranchOf(t *Tx, participant string) BranchID { return t.id.at(participant) }

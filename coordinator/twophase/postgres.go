@@ -1,0 +1,240 @@
+package twophase
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/db"
+)
+
+const rollbackMax = 5 * time.Second // how long the rollback of a branch may take, until its connection is closed
+
+// PostgresDB is a participant that is a PostgreSQL database.
+type PostgresDB struct {
+	name string
+	pool *pgxpool.Pool
+}
+
+// Postgres makes a participant of a database. Its max_prepared_transactions must be above 0, and all who prepare and recover must be of one role, or the latter a superuser.
+func Postgres(name string, pool *pgxpool.Pool) *PostgresDB { return &PostgresDB{name, pool} }
+
+// Tx gives the transaction's branch here, which begins at the first call; READ COMMITTED. The global transaction ends it. It may not use temporary tables, LISTEN, NOTIFY, WITH HOLD cursors or exported
+// snapshots, which Postgres does not prepare. Not safe for concurrent use; branches at different participants may be used at the same time.
+func (p *PostgresDB) Tx(ctx context.Context, t *Tx) (pgx.Tx, error) {
+	b, err := t.enlist(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return b.(*postgresBranch).lent, nil
+}
+
+// Name is the participant's name.
+func (p *PostgresDB) Name() string { return p.name }
+
+// Kind is "postgres".
+func (p *PostgresDB) Kind() string { return "postgres" }
+
+// Address is host, port and database.
+func (p *PostgresDB) Address() string {
+	c := p.pool.Config().ConnConfig
+	return fmt.Sprintf("%s:%d/%s", c.Host, c.Port, c.Database)
+}
+
+// The witnesses: what a committed branch leaves behind, or (fence) what keeps one from being committed. And homes: how far the logs of coordinators' databases were seen to be.
+const postgresSetup = `
+CREATE SCHEMA IF NOT EXISTS pawl_branch;
+CREATE TABLE IF NOT EXISTS pawl_branch.witness (branch text PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(), fence boolean NOT NULL DEFAULT false);
+CREATE INDEX IF NOT EXISTS witness_at ON pawl_branch.witness (at);
+CREATE TABLE IF NOT EXISTS pawl_branch.home (home text PRIMARY KEY, lsn bigint NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());`
+
+// Setup makes schema pawl_branch with its tables, if they are not there.
+func (p *PostgresDB) Setup(ctx context.Context) error {
+	err := pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended('pawl_branch', 0))"); err != nil { // IF NOT EXISTS races
+			return err
+		}
+		_, err := tx.Exec(ctx, postgresSetup)
+		return err
+	})
+	return p.wrap("set up", err)
+}
+
+func (p *PostgresDB) wrap(what string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case db.IsUnmigrated(err) && strings.Contains(db.Message(err), "pawl_branch"):
+		err = fmt.Errorf("%w: run Setup, or \"pawl tx setup\", on it once (%s)", ErrNotSetUp, db.Message(err))
+	case db.Code(err) == "55000" && strings.Contains(db.Message(err), "max_prepared_transactions"), db.Code(err) == "53200" && strings.Contains(db.Message(err), "prepared"):
+		err = fmt.Errorf("%w: %s", ErrCannotPrepare, db.Message(err))
+	}
+	return fmt.Errorf("participant %s: %s: %w", p.name, what, err)
+}
+
+// Begin begins a branch.
+func (p *PostgresDB) Begin(ctx context.Context, id BranchID) (Branch, error) {
+	conn, err := p.pool.Acquire(ctx)
+	if err != nil {
+		return nil, p.wrap("begin", err)
+	}
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	if err != nil {
+		conn.Release()
+		return nil, p.wrap("begin", err)
+	}
+	return &postgresBranch{tx: tx, lent: &postgresTx{Tx: db.Lend(tx)}, p: p, conn: conn, id: id}, nil
+}
+
+// Settle ends a prepared branch.
+func (p *PostgresDB) Settle(ctx context.Context, id BranchID, commit bool) error {
+	conn, err := p.pool.Acquire(ctx)
+	if err != nil {
+		return p.wrap("settle", err)
+	}
+	defer conn.Release()
+	return p.settle(ctx, conn.Conn(), id, commit)
+}
+
+func (p *PostgresDB) settle(ctx context.Context, conn *pgx.Conn, id BranchID, commit bool) error {
+	what := "ROLLBACK"
+	if commit {
+		what = "COMMIT"
+	}
+	_, err := conn.PgConn().Exec(ctx, what+" PREPARED '"+id.String()+"'").ReadAll()
+	switch {
+	case db.Code(err) == "42704":
+		return ErrAbsent
+	case db.Code(err) == "55000" && strings.Contains(db.Message(err), "busy"):
+		return ErrBusy
+	}
+	return p.wrap("settle", err)
+}
+
+// Witnessed looks for the witness.
+func (p *PostgresDB) Witnessed(ctx context.Context, id BranchID) (committed bool, err error) {
+	err = p.pool.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pawl_branch.witness WHERE branch = $1 AND NOT fence)", id.String()).Scan(&committed)
+	return committed, p.wrap("witness", err)
+}
+
+// Fence takes the witness's place, where it is free: it waits for a transaction that has written it and not ended.
+func (p *PostgresDB) Fence(ctx context.Context, id BranchID) (committed bool, err error) {
+	_, err = p.pool.Exec(ctx, "INSERT INTO pawl_branch.witness (branch, fence) VALUES ($1, true) ON CONFLICT DO NOTHING", id.String())
+	if err != nil {
+		return false, p.wrap("fence", err)
+	}
+	return p.Witnessed(ctx, id)
+}
+
+// Prepared lists the prepared branches of this database.
+func (p *PostgresDB) Prepared(ctx context.Context) ([]Prepared, error) {
+	rows, err := p.pool.Query(ctx, "SELECT gid, prepared, owner::text FROM pg_prepared_xacts WHERE database = current_database() AND starts_with(gid, $1) ORDER BY prepared", prefix)
+	if err != nil {
+		return nil, p.wrap("list", err)
+	}
+	defer rows.Close()
+	var all []Prepared
+	for rows.Next() {
+		var name string
+		var one Prepared
+		if err := rows.Scan(&name, &one.At, &one.Owner); err != nil {
+			return nil, p.wrap("list", err)
+		}
+		if one.Branch, err = ParseBranchID(name); err == nil && one.Branch.Participant == p.name {
+			all = append(all, one)
+		}
+	}
+	return all, p.wrap("list", rows.Err())
+}
+
+// See raises a home's farthest.
+func (p *PostgresDB) See(ctx context.Context, home string, lsn int64) (farthest int64, err error) {
+	err = p.pool.QueryRow(ctx, `INSERT INTO pawl_branch.home AS h (home, lsn) VALUES ($1, $2)
+		ON CONFLICT (home) DO UPDATE SET lsn = greatest(h.lsn, excluded.lsn), at = excluded.at RETURNING lsn`, home, lsn).Scan(&farthest)
+	return farthest, p.wrap("see", err)
+}
+
+// Forget removes old witnesses.
+func (p *PostgresDB) Forget(ctx context.Context, keep time.Duration, limit int) (removed int, err error) {
+	tag, err := p.pool.Exec(ctx, `DELETE FROM pawl_branch.witness w USING (
+		SELECT branch FROM pawl_branch.witness WHERE at < clock_timestamp() - $1::interval ORDER BY at LIMIT $2) old WHERE w.branch = old.branch`, keep, limit)
+	return int(tag.RowsAffected()), p.wrap("forget", err)
+}
+
+// postgresTx is the transaction that is lent for a branch.
+type postgresTx struct {
+	*db.Tx
+	wrote atomic.Bool // for certain
+}
+
+// Exec is pgx.Tx's.
+func (t *postgresTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	tag, err := t.Tx.Exec(ctx, sql, args...)
+	if tag.RowsAffected() > 0 && (tag.Insert() || tag.Update() || tag.Delete()) {
+		t.wrote.Store(true)
+	}
+	return tag, err
+}
+
+// postgresBranch is a branch of a Postgres.
+type postgresBranch struct {
+	tx   pgx.Tx
+	lent *postgresTx
+	p    *PostgresDB
+	conn *pgxpool.Conn
+	id   BranchID
+}
+
+// ReadOnly asks whether the transaction has an id, unless it is known to have written.
+func (b *postgresBranch) ReadOnly(ctx context.Context) (readOnly bool, err error) {
+	if b.lent.wrote.Load() {
+		return false, nil
+	}
+	err = b.tx.QueryRow(ctx, "SELECT pg_current_xact_id_if_assigned() IS NULL").Scan(&readOnly)
+	return readOnly, b.p.wrap("vote", err)
+}
+
+// Prepare prepares.
+func (b *postgresBranch) Prepare(ctx context.Context) (unknown bool, err error) {
+	return b.end(ctx, "PREPARE TRANSACTION '"+b.id.String()+"'", "PREPARE TRANSACTION")
+}
+
+// Commit commits.
+func (b *postgresBranch) Commit(ctx context.Context) (unknown bool, err error) {
+	return b.end(ctx, "COMMIT", "COMMIT")
+}
+
+// end sends the witness and the statement that ends the transaction, whose tag must be its own, in one message. In a transaction that has failed Postgres answers ROLLBACK, and no error.
+func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknown bool, err error) {
+	b.lent.Reclaim()
+	results, err := b.conn.Conn().PgConn().Exec(ctx, "INSERT INTO pawl_branch.witness (branch) VALUES ('"+b.id.String()+"'); "+statement).ReadAll()
+	if err != nil {
+		return db.Unknown(b.conn.Conn(), err), b.p.wrap("vote", err)
+	}
+	if got := results[len(results)-1].CommandTag.String(); got != tag {
+		return false, b.p.wrap("vote", fmt.Errorf("%w: %s", pgx.ErrTxCommitRollback, got))
+	}
+	return false, nil
+}
+
+// Settle ends the prepared branch on the connection that prepared it.
+func (b *postgresBranch) Settle(ctx context.Context, commit bool) error {
+	return b.p.settle(ctx, b.conn.Conn(), b.id, commit)
+}
+
+// Close rolls back what is open.
+func (b *postgresBranch) Close(ctx context.Context) {
+	b.lent.Reclaim()
+	if b.conn.Conn().PgConn().TxStatus() != 'I' {
+		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), rollbackMax)
+		defer stop()
+		_ = b.tx.Rollback(ctx)
+	}
+	b.conn.Release()
+}

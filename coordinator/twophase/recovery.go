@@ -1,0 +1,289 @@
+package twophase
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pawl-dev/pawl/db"
+)
+
+const (
+	// KeepDefault is how long decisions, and the witnesses at participants, are kept.
+	KeepDefault = 24 * time.Hour
+
+	recoverMax     = 10 * time.Second // how long one participant may hold up a recovery
+	unfinishedWait = 5 * time.Second  // how long the manager that decided has to finish it
+	doneLag        = time.Minute      // how late a decision may be visible
+	unfinishedMax  = 10_000           // decisions looked at in one transaction
+	forgetMax      = 10_000           // witnesses removed in one transaction
+)
+
+// Recovery is what a pass of Recover found and did.
+type Recovery struct {
+	Committed  int // branches committed
+	RolledBack int // branches rolled back
+	Doubts     int // branches that a person must see; see Doubts
+	Ended      int // transactions that are committed everywhere now
+	Removed    int // old decisions, with all that belongs to them
+	Errors     []error
+}
+
+func (r *Recovery) did() int { return r.Committed + r.RolledBack + r.Ended + r.Removed }
+
+// Did counts what was put right.
+func (r *Recovery) Did() int64 { return int64(r.did()) }
+
+// Recover settles, at all participants, what was left prepared: committed where it is decided so, else rolled back once the deadline has passed. It goes through decisions too that are not yet known to be done
+// everywhere, and removes what was decided longer ago than keep. It may run on any number of nodes at once, and die anywhere. Participants that cannot be reached hold up no others.
+//
+// Of a transaction that began before the coordinator's database was restored or failed over nothing is presumed: without a decision its branches are listed for a person.
+func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, error) {
+	h, err := m.q.ReadGlobalHome(ctx)
+	if err != nil {
+		return Recovery{}, fmt.Errorf("recover: %w", wrap(err))
+	}
+	var (
+		r     Recovery
+		mu    sync.Mutex
+		group sync.WaitGroup
+	)
+	for _, p := range m.participants {
+		group.Go(func() {
+			ctx, stop := context.WithTimeout(ctx, recoverMax)
+			defer stop()
+			one, n, err := m.recoverAt(ctx, p, h)
+			if err == nil {
+				_, err = p.Forget(ctx, keep+time.Hour, forgetMax)
+			}
+			see := db.SeeGlobalParticipantParams{Ns: m.conf.Namespace, Name: p.Name(), Kind: p.Kind(), Address: p.Address(), Prepared: int32(n)}
+			if err != nil {
+				text := err.Error()
+				see.Fault = &text
+			}
+			fault := m.q.SeeGlobalParticipant(context.WithoutCancel(ctx), see)
+			mu.Lock()
+			defer mu.Unlock()
+			r.Committed, r.RolledBack, r.Doubts = r.Committed+one.Committed, r.RolledBack+one.RolledBack, r.Doubts+one.Doubts
+			for _, e := range []error{err, fault} {
+				if e != nil {
+					r.Errors = append(r.Errors, e)
+				}
+			}
+		})
+	}
+	group.Wait()
+	err = errors.Join(m.finishDecided(ctx, h.At, &r), m.removeOld(ctx, keep, &r))
+	if err != nil {
+		err = fmt.Errorf("recover: %w", wrap(err))
+	}
+	return r, errors.Join(err, errors.Join(r.Errors...))
+}
+
+// recoverAt settles what a participant has prepared: first that is listed, then what is decided is read. n is how many of this coordinator's it has.
+func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalHomeRow) (r Recovery, n int, err error) {
+	prepared, err := p.Prepared(ctx)
+	if err != nil {
+		return r, 0, err
+	}
+	prepared = slices.DeleteFunc(prepared, func(one Prepared) bool {
+		return cluster(one.Branch.Home) != cluster(h.Home) || one.Branch.Namespace != m.conf.Namespace
+	})
+	farthest, err := p.See(ctx, h.Home, h.Lsn)
+	if err != nil {
+		return r, len(prepared), err
+	}
+	restored := farthest > h.Lsn && m.restored(ctx, farthest)
+	decided, err := m.decisions(ctx, prepared)
+	if err != nil {
+		return r, len(prepared), err
+	}
+	var still []string
+	var faults []error
+	for _, one := range prepared {
+		id := one.Branch.ID.String()
+		d, known := decided[id]
+		if !known {
+			switch {
+			case one.Branch.Home != h.Home || restored:
+				still = append(still, id)
+				faults = append(faults, m.doubt(ctx, one.Branch, "undecided", fmt.Sprintf("prepared for a coordinator's database as it was at %s, which is now at %s: it was restored or failed over, and a decision may be lost", one.Branch.Home, h.Home)))
+				continue
+			case one.Branch.Deadline.After(h.At):
+				continue
+			}
+			if d, err = m.presume(ctx, one.Branch); err != nil {
+				return r, len(prepared), err
+			}
+		}
+		err := m.settle(ctx, p, one.Branch, d)
+		isMixed := (*MixedError)(nil)
+		switch {
+		case err == nil && d:
+			r.Committed++
+		case err == nil:
+			r.RolledBack++
+		case errors.Is(err, ErrBusy):
+		case errors.As(err, &isMixed):
+			r.Doubts++
+		default:
+			still = append(still, id)
+			faults = append(faults, fmt.Errorf("branch %s: %w", one.Branch, err), m.doubt(ctx, one.Branch, "unfinished", fmt.Sprintf("it should %s: %v", map[bool]string{true: "commit", false: "roll back"}[d], err)))
+		}
+	}
+	r.Doubts += len(still)
+	faults = append(faults, m.q.ClearGlobalDoubts(ctx, db.ClearGlobalDoubtsParams{Ns: m.conf.Namespace, Participant: p.Name(), Still: still}))
+	return r, len(prepared), errors.Join(faults...)
+}
+
+// restored tells whether the coordinator's database is really behind what a participant has seen of it, and not only this pass behind another.
+func (m *Manager) restored(ctx context.Context, farthest int64) bool {
+	h, err := m.q.ReadGlobalHome(ctx)
+	return err != nil || h.Lsn < farthest
+}
+
+// decisions reads what is decided of branches.
+func (m *Manager) decisions(ctx context.Context, prepared []Prepared) (map[string]bool, error) {
+	decided := map[string]bool{}
+	ids := make([]string, len(prepared))
+	for i, one := range prepared {
+		ids[i] = one.Branch.ID.String()
+	}
+	rows, err := m.q.ReadGlobalDecisions(ctx, db.ReadGlobalDecisionsParams{Ns: m.conf.Namespace, IDs: ids})
+	for _, d := range rows {
+		decided[d.ID] = d.Committed
+	}
+	return decided, err
+}
+
+// presume aborts a transaction that is past its deadline, unless somebody was first. Where a participant has committed it all the same, by hand, that is mixed.
+func (m *Manager) presume(ctx context.Context, b BranchID) (committed bool, err error) {
+	id := b.ID.String()
+	if err := m.q.AbortGlobal(ctx, db.AbortGlobalParams{Ns: m.conf.Namespace, IDs: []string{id}, DecidedBy: m.conf.Name, Reason: "recovery found it prepared past its deadline"}); err != nil {
+		return false, err
+	}
+	if committed, err = m.Outcome(ctx, id); err != nil || committed {
+		return committed, err
+	}
+	for _, p := range m.participants {
+		if done, err := p.Witnessed(ctx, b.at(p.Name())); err == nil && done {
+			if err := m.doubt(ctx, b.at(p.Name()), "mixed", "it was committed there by hand, and is aborted"); err != nil {
+				return false, err
+			}
+		}
+	}
+	return false, nil
+}
+
+// settle ends a prepared branch, and says what became of one that is not there: nil where it is as decided, else a MixedError, which is written down.
+func (m *Manager) settle(ctx context.Context, p Participant, b BranchID, commit bool) error {
+	err := p.Settle(ctx, b, commit)
+	if !errors.Is(err, ErrAbsent) {
+		return err
+	}
+	done, err := p.Witnessed(ctx, b)
+	if err != nil || done == commit {
+		return err
+	}
+	detail := "it was committed there by hand, and is aborted"
+	if commit {
+		detail = "it is committed, but not there: it was rolled back by hand, or lost with a restore"
+	}
+	m.conf.Logger.Error("global transaction is mixed: a participant did the opposite of what was decided", "id", b.ID, "participant", p.Name(), "detail", detail)
+	return errors.Join(&MixedError{b.ID.String(), []string{p.Name()}}, m.doubt(ctx, b, "mixed", detail))
+}
+
+func (m *Manager) doubt(ctx context.Context, b BranchID, what, detail string) error {
+	return m.q.DoubtGlobal(ctx, db.DoubtGlobalParams{Ns: m.conf.Namespace, ID: b.ID.String(), Participant: b.Participant, Branch: b.String(), What: what, Detail: detail})
+}
+
+// finishDecided commits what is decided and not known to be committed everywhere. It goes through the decisions from the first on that was not, when it last looked.
+func (m *Manager) finishDecided(ctx context.Context, now time.Time, r *Recovery) error {
+	m.mu.Lock()
+	p := db.ReadGlobalUnfinishedParams{Ns: m.conf.Namespace, AfterAt: m.done, AfterID: uuid.Nil.String(), Grace: unfinishedWait, LimitRows: unfinishedMax}
+	m.mu.Unlock()
+	done := now.Add(-doneLag) // a decision may be visible later than its time
+	var faults []error
+	for {
+		page, err := m.q.ReadGlobalUnfinished(ctx, p)
+		if err != nil {
+			return errors.Join(append(faults, err)...)
+		}
+		if page.OpenAt != nil && page.OpenAt.Before(done) {
+			done = *page.OpenAt
+		}
+		var ended []string
+		for i, id := range page.IDs {
+			all, err := m.finishOne(ctx, page.Branches[i], strings.Split(page.Participants[i], ","), r)
+			if all {
+				ended = append(ended, id)
+			}
+			faults = append(faults, err)
+		}
+		if len(ended) > 0 {
+			faults = append(faults, m.q.EndGlobal(ctx, db.EndGlobalParams{Ns: m.conf.Namespace, IDs: ended}))
+			r.Ended += len(ended)
+		}
+		if page.Last == nil {
+			break
+		}
+		p.AfterAt, p.AfterID = *page.Last, page.LastID
+	}
+	m.mu.Lock()
+	m.done = done.Add(-time.Microsecond)
+	m.mu.Unlock()
+	return errors.Join(faults...)
+}
+
+// finishOne has the participants of a transaction commit. done: all have, or did the opposite for good.
+func (m *Manager) finishOne(ctx context.Context, branch string, names []string, r *Recovery) (done bool, err error) {
+	done = true
+	var faults []error
+	for _, name := range names {
+		b, err := ParseBranchID(branch + name)
+		p := m.participants[name]
+		if err != nil || p == nil { // another coordinator has it
+			done = false
+			continue
+		}
+		err = func() error {
+			ctx, stop := context.WithTimeout(ctx, recoverMax)
+			defer stop()
+			return m.settle(ctx, p, b, true)
+		}()
+		switch isMixed := (*MixedError)(nil); {
+		case err == nil:
+			r.Committed++
+		case errors.As(err, &isMixed):
+			r.Doubts++
+		case errors.Is(err, ErrBusy):
+			done = false
+		default:
+			done = false
+			faults = append(faults, fmt.Errorf("branch %s: %w", b, err))
+		}
+	}
+	return done, errors.Join(faults...)
+}
+
+// removeOld removes what was decided long ago.
+func (m *Manager) removeOld(ctx context.Context, keep time.Duration, r *Recovery) error {
+	p := db.SweepGlobalOldParams{Ns: m.conf.Namespace, Keep: keep, AfterID: uuid.Nil.String(), LimitRows: unfinishedMax}
+	for {
+		row, err := m.q.SweepGlobalOld(ctx, p)
+		if err != nil {
+			return err
+		}
+		r.Removed += int(row.Removed)
+		if row.Last == nil {
+			return nil
+		}
+		p.AfterAt, p.AfterID = *row.Last, row.LastID
+	}
+}
