@@ -215,7 +215,7 @@ func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknow
 	b.lent.Reclaim()
 	results, err := b.conn.Conn().PgConn().Exec(ctx, "INSERT INTO pawl_branch.witness (branch) VALUES ('"+b.id.String()+"'); "+statement).ReadAll()
 	if err != nil {
-		return db.Unknown(b.conn.Conn(), err), b.p.wrap("vote", err)
+		return b.conn.Conn().IsClosed(), b.p.wrap("vote", err) // it may have been lost before or behind the message: who asks finds out
 	}
 	if got := results[len(results)-1].CommandTag.String(); got != tag {
 		return false, b.p.wrap("vote", fmt.Errorf("%w: %s", pgx.ErrTxCommitRollback, got))
