@@ -154,8 +154,8 @@ func addTo(ctx context.Context, tx pgx.Tx, amount int) error {
 	return err
 }
 
-// transfer moves an amount from one participant to the other, in a global transaction.
-func transfer(ctx context.Context, m *twophase.Manager, at []*twophase.PostgresDB, opts ...twophase.Option) error {
+// benchTransfer moves an amount from one participant to the other, in a global transaction.
+func benchTransfer(ctx context.Context, m *twophase.Manager, at []*twophase.PostgresDB, opts ...twophase.Option) error {
 	return m.Run(ctx, func(ctx context.Context, g *twophase.Tx) error {
 		for i, p := range at {
 			tx, err := p.Tx(ctx, g)
@@ -170,7 +170,7 @@ func transfer(ctx context.Context, m *twophase.Manager, at []*twophase.PostgresD
 	}, opts...)
 }
 
-// bareTransfer does what transfer has the participants do, without a decision: after a crash nobody would know.
+// bareTransfer does what benchTransfer has the participants do, without a decision: after a crash nobody would know.
 func (t *benchTwophase) bareTransfer(ctx context.Context) error {
 	name := fmt.Sprintf("bare-%d", rand.Int64())
 	conns := make([]*pgxpool.Conn, len(t.pools))
@@ -227,7 +227,7 @@ func inFlight(ctx context.Context, n int, span time.Duration, do func(context.Co
 	return float64(done.Load()) / time.Since(began).Seconds(), nil
 }
 
-func (t *benchTwophase) ours(ctx context.Context) error { return transfer(ctx, t.m, t.at) }
+func (t *benchTwophase) ours(ctx context.Context) error { return benchTransfer(ctx, t.m, t.at) }
 
 func (t *benchTwophase) transfers(ctx context.Context) error {
 	var ours, bare []float64
@@ -389,7 +389,7 @@ func (c *benchTransfersCmd) Run(a *app) error {
 		return err
 	}
 	_, err = inFlight(a.ctx, benchTxInFlight, benchRecoveryMax, func(ctx context.Context) error {
-		return transfer(ctx, m, at, twophase.Timeout(benchTxTimeout))
+		return benchTransfer(ctx, m, at, twophase.Timeout(benchTxTimeout))
 	})
 	return err
 }

@@ -51,6 +51,7 @@ type cli struct {
 
 	DevWorker      devWorkerCmd      `cmd:"" hidden:""`
 	DevCheckout    devCheckoutCmd    `cmd:"" hidden:""`
+	DevTransfer    devTransferCmd    `cmd:"" hidden:""`
 	BenchWorker    benchWorkerCmd    `cmd:"" hidden:""`
 	BenchTransfers benchTransfersCmd `cmd:"" hidden:""`
 	BenchLocker    benchLockerCmd    `cmd:"" hidden:""`
