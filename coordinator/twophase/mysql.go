@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,7 +20,7 @@ const (
 	mysqlBytes  = 64         // of each half of an XA transaction's name, at most
 
 	idleMin   = 5 * time.Second // how long a connection that keeps a branch which is to be settled was idle when it is ended
-	freeTries = 20              // looks for the branch then
+	freeTries = 20              // looks whether it is gone then
 	freeWait  = 50 * time.Millisecond
 
 	forgetStep = 1000 // witnesses removed in one transaction
@@ -33,6 +34,7 @@ const (
 	mysqlDeadlock     = 1614 // XA_RBDEADLOCK
 	mysqlDuplicate    = 1062 // of a key
 	mysqlNoTable      = 1146
+	mysqlNoThread     = 1094
 	mysqlManagerError = 1401 // XAER_RMERR: XA RECOVER answers so where a privilege lacks
 )
 
@@ -43,6 +45,7 @@ type MySQLDB struct {
 
 	mu      sync.Mutex
 	address string // as the server says; "": it was not asked yet
+	maria   bool   // it is MariaDB; known with the address, and unchanged then
 }
 
 // MySQL makes a participant of a database of MariaDB 10.5, MySQL 8.0, or newer, which is the default database of the connections of db; by XA, which Galera clusters do not have. All tables that take part must be
@@ -63,7 +66,7 @@ type MySQLTx interface {
 // Conn gives the transaction's branch here, which begins at the first call; READ COMMITTED. The global transaction ends it: the server refuses COMMIT, ROLLBACK, BEGIN, LOCK TABLES and what changes the schema (1399).
 // It may not say XA statements, nor USE, nor change settings of its session, whose connection goes back to the pool. A statement that fails undoes only itself, as ever in MySQL, and what went before it is
 // committed if the function goes on; after a deadlock nothing can be committed. A context that ends while a statement runs closes the connection, and with it the branch. Rows that are still open at the end
-// are an abort. Not safe for concurrent use; branches at different participants may be used at the same time.
+// may be an abort. Not safe for concurrent use; branches at different participants may be used at the same time.
 //
 // Who sends a statement counts as a writer, and prepares: nothing tells without a privilege that a branch has only read. What is only read is better asked elsewhere than in the branch.
 func (p *MySQLDB) Conn(ctx context.Context, t *Tx) (MySQLTx, error) {
@@ -87,6 +90,12 @@ func (p *MySQLDB) Address() string {
 	return p.address
 }
 
+func (p *MySQLDB) isMaria() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.maria
+}
+
 // look asks the server once who it is, and whether it can keep what was prepared.
 func (p *MySQLDB) look(ctx context.Context) error {
 	if p.Address() != "" {
@@ -105,7 +114,7 @@ func (p *MySQLDB) look(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.address = address + "/" + database.String
+	p.address, p.maria = address+"/"+database.String, isMaria(version)
 	return nil
 }
 
@@ -115,11 +124,13 @@ func mysqlKeeps(version string) bool {
 	if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil {
 		return false
 	}
-	if strings.Contains(version, "MariaDB") {
+	if isMaria(version) {
 		return major > 10 || major == 10 && minor >= 5
 	}
 	return major >= 8
 }
+
+func isMaria(version string) bool { return strings.Contains(version, "MariaDB") }
 
 // The witnesses: what a committed branch leaves behind, or (fence) what keeps one from being committed. And homes: how far the logs of coordinators' databases were seen to be. Times are UTC.
 var mysqlSetup = []string{
@@ -214,27 +225,91 @@ func (p *MySQLDB) Begin(ctx context.Context, id BranchID) (Branch, error) {
 	return b, nil
 }
 
-// Settle ends a prepared branch. MariaDB lets only the connection that prepared do so, as long as it is there. One that was idle for 5 s is ended for that: who asks knows what is decided, and the process at its
-// other end hangs, or went down with its machine, which the server would notice hours later.
+// Settle ends a prepared branch. MariaDB lets only the connection that prepared do so, as long as it is there: ErrBusy. One that was idle for 5 s is ended for that: who asks knows what is decided, and the process
+// at its other end hangs, or went down with its machine, which the server would notice hours later.
 func (p *MySQLDB) Settle(ctx context.Context, id BranchID, commit bool) error {
+	if err := p.look(ctx); err != nil {
+		return p.wrap("settle", err)
+	}
 	conn, err := p.db.Conn(ctx)
 	if err != nil {
 		return p.wrap("settle", err)
 	}
 	defer conn.Close()
-	err = p.settle(ctx, conn, id, commit)
-	if !errors.Is(err, ErrBusy) {
+	if !p.isMaria() {
+		return p.settle(ctx, conn, id, commit)
+	}
+	if err := p.free(ctx, conn, id); err != nil {
 		return err
 	}
-	freed, fault := p.free(ctx, conn, id)
-	if fault != nil {
-		return fmt.Errorf("%w: %w", err, p.wrap("end the connection that prepared", fault))
+	if err := p.settle(ctx, conn, id, commit); err != nil {
+		return err
 	}
-	for try := 0; freed && try < freeTries && errors.Is(err, ErrBusy); try++ {
+	return p.check(ctx, conn, id, commit)
+}
+
+// free waits until no connection keeps a branch, if one does that is to be ended, else it gives ErrBusy. To look is a must: while a connection that has prepared ends, MariaDB (10.11, tried) lets others end the branch
+// by name, says that it is done, and forgets the name, but not the branch, whose locks then stay until the server is started again.
+func (p *MySQLDB) free(ctx context.Context, conn *sql.Conn, id BranchID) error {
+	for try := 0; ; try++ {
+		keeper, idle, err := p.keeper(ctx, conn, id)
+		switch {
+		case err != nil:
+			return p.wrap("look who prepared", err)
+		case keeper == 0:
+			return nil
+		}
+		if held, err := p.lists(ctx, conn, id); err != nil || !held { // the connection goes on with others
+			return err
+		}
+		switch {
+		case try == freeTries || try == 0 && !idle:
+			return ErrBusy
+		case try == 0:
+			if _, err := conn.ExecContext(ctx, "KILL "+strconv.FormatUint(keeper, 10)); err != nil && mysqlNumber(err) != mysqlNoThread {
+				return p.wrap("end the connection that prepared", err)
+			}
+		}
 		pause(ctx, freeWait)
-		err = p.settle(ctx, conn, id, commit)
 	}
-	return err
+}
+
+// keeper tells which connection has prepared a branch and is still there, 0 for none: the witness says so, committed or not, unless it was written before the server was started, which numbers connections anew.
+func (p *MySQLDB) keeper(ctx context.Context, conn *sql.Conn, id BranchID) (keeper uint64, idle bool, err error) {
+	err = dirty(ctx, conn, func(tx *sql.Tx) error {
+		return tx.QueryRowContext(ctx, `SELECT w.connection, l.command = 'Sleep' AND l.time >= ? FROM pawl_branch_witness w JOIN information_schema.processlist l ON l.id = w.connection
+			WHERE w.branch = ? AND NOT w.fence AND w.at >= UTC_TIMESTAMP(6) - INTERVAL (SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'UPTIME') SECOND`,
+			int(idleMin/time.Second), id.String()).Scan(&keeper, &idle)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return keeper, idle, err
+}
+
+// check looks whether a branch was really settled as the server says: see free.
+func (p *MySQLDB) check(ctx context.Context, conn *sql.Conn, id BranchID, commit bool) (err error) {
+	var n int
+	count := "SELECT COUNT(*) FROM pawl_branch_witness WHERE branch = '" + id.String() + "'"
+	if commit {
+		err = conn.QueryRowContext(ctx, count).Scan(&n)
+	} else {
+		err = dirty(ctx, conn, func(tx *sql.Tx) error { return tx.QueryRowContext(ctx, count).Scan(&n) })
+	}
+	if err == nil && (n == 1) != commit {
+		err = errors.New("the server says that it has settled the branch, and has not: it keeps its locks, without a name, until it is started again, and lists it then")
+	}
+	return p.wrap("settle", err)
+}
+
+// dirty reads what is not committed, too.
+func dirty(ctx context.Context, conn *sql.Conn, read func(*sql.Tx) error) error {
+	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadUncommitted})
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	return read(tx)
 }
 
 func (p *MySQLDB) settle(ctx context.Context, conn *sql.Conn, id BranchID, commit bool) error {
@@ -250,36 +325,20 @@ func (p *MySQLDB) settle(ctx context.Context, conn *sql.Conn, id BranchID, commi
 	if mysqlNumber(err) != mysqlUnknownXID {
 		return p.wrap("settle", err)
 	}
-	all, err := p.recoverable(ctx, conn)
-	if err != nil {
-		return p.wrap("list", err)
-	}
-	for _, one := range all {
-		if one == id.String() {
-			return ErrBusy
-		}
+	busy, err := p.lists(ctx, conn, id)
+	switch {
+	case err != nil:
+		return err
+	case busy:
+		return ErrBusy
 	}
 	return ErrAbsent
 }
 
-// free ends the connection that keeps a prepared branch if it has been idle for idleMin. Which one that is, the witness tells, which is not committed.
-func (p *MySQLDB) free(ctx context.Context, conn *sql.Conn, id BranchID) (freed bool, err error) {
-	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadUncommitted})
-	if err != nil {
-		return false, err
-	}
-	defer tx.Rollback()
-	var keeper uint64
-	err = tx.QueryRowContext(ctx, `SELECT w.connection FROM pawl_branch_witness w JOIN information_schema.processlist l ON l.id = w.connection
-		WHERE w.branch = ? AND NOT w.fence AND l.command = 'Sleep' AND l.time >= ?`, id.String(), int(idleMin/time.Second)).Scan(&keeper)
-	if err != nil {
-		if errors.Is(err, sql.ErrNoRows) {
-			err = nil
-		}
-		return false, err
-	}
-	_, err = tx.ExecContext(ctx, "KILL "+strconv.FormatUint(keeper, 10))
-	return err == nil, err
+// lists tells whether the server lists a branch as prepared.
+func (p *MySQLDB) lists(ctx context.Context, conn *sql.Conn, id BranchID) (bool, error) {
+	all, err := p.recoverable(ctx, conn)
+	return slices.Contains(all, id.String()), p.wrap("list", err)
 }
 
 // Witnessed looks for the witness. It waits for a transaction that has written it and not ended: XA COMMIT by another may be on its way.
@@ -353,7 +412,8 @@ func (p *MySQLDB) See(ctx context.Context, home string, lsn int64) (farthest int
 	return farthest, p.wrap("see", err)
 }
 
-// Forget removes old witnesses. It looks for them without locks: those of prepared branches, which may be old, would stop it.
+// Forget removes old witnesses. It looks for them without locks: those of prepared branches, which may be old, would stop it. It removes them one by one for the same reason: the server may look for
+// several by going through the table.
 func (p *MySQLDB) Forget(ctx context.Context, keep time.Duration, limit int) (removed int, err error) {
 	for removed < limit {
 		n := min(limit-removed, forgetStep)
@@ -361,12 +421,11 @@ func (p *MySQLDB) Forget(ctx context.Context, keep time.Duration, limit int) (re
 		if err != nil || len(old) == 0 {
 			return removed, p.wrap("forget", err)
 		}
-		res, err := p.db.ExecContext(ctx, "DELETE FROM pawl_branch_witness WHERE branch IN (?"+strings.Repeat(", ?", len(old)-1)+")", old...)
+		gone, err := p.remove(ctx, old)
 		if err != nil {
 			return removed, p.wrap("forget", err)
 		}
-		gone, _ := res.RowsAffected() // no driver for MySQL lacks it
-		removed += int(gone)
+		removed += gone
 		if len(old) < n {
 			break
 		}
@@ -374,7 +433,32 @@ func (p *MySQLDB) Forget(ctx context.Context, keep time.Duration, limit int) (re
 	return removed, nil
 }
 
-func (p *MySQLDB) old(ctx context.Context, keep time.Duration, limit int) (branches []any, err error) {
+func (p *MySQLDB) remove(ctx context.Context, branches []string) (removed int, err error) {
+	tx, err := p.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return 0, err
+	}
+	defer tx.Rollback()
+	one, err := tx.PrepareContext(ctx, "DELETE FROM pawl_branch_witness WHERE branch = ?")
+	if err != nil {
+		return 0, err
+	}
+	defer one.Close()
+	for _, branch := range branches {
+		res, err := one.ExecContext(ctx, branch)
+		if err != nil {
+			return 0, err
+		}
+		gone, err := res.RowsAffected()
+		if err != nil {
+			return 0, err
+		}
+		removed += int(gone)
+	}
+	return removed, tx.Commit()
+}
+
+func (p *MySQLDB) old(ctx context.Context, keep time.Duration, limit int) (branches []string, err error) {
 	rows, err := p.db.QueryContext(ctx, "SELECT branch FROM pawl_branch_witness WHERE at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND ORDER BY at LIMIT ?", keep.Microseconds(), limit)
 	if err != nil {
 		return nil, err
@@ -444,7 +528,7 @@ func (b *mysqlBranch) end(ctx context.Context, statement string) (unknown bool, 
 // Settle ends the prepared branch on the connection that prepared it.
 func (b *mysqlBranch) Settle(ctx context.Context, commit bool) error {
 	err := b.p.settle(ctx, b.conn, b.id, commit)
-	b.left = err != nil
+	b.left = err != nil && !errors.Is(err, ErrAbsent)
 	if b.left { // others may settle it now
 		b.drop()
 	}

@@ -441,7 +441,7 @@ func prepared(ctx context.Context, t Target) error {
 		if err != nil {
 			return err
 		}
-		defer branch.Close(ctx)
+		branch.Close(ctx)
 		ids = append(ids, id)
 	}
 	other, err := b.work(ctx, b.newID()) // only at work
@@ -463,13 +463,8 @@ func prepared(ctx context.Context, t Target) error {
 			return fmt.Errorf("Prepared: %s at %s", one.Branch, one.At)
 		}
 	}
-	return b.settleAll(ctx, ids)
-}
-
-// settleAll rolls back branches, of which those that a process holds may be busy.
-func (b *bench) settleAll(ctx context.Context, ids []twophase.BranchID) error {
 	for _, id := range ids {
-		if err := b.here.Settle(ctx, id, false); err != nil && !errors.Is(err, twophase.ErrBusy) {
+		if err := b.settle(ctx, id, false); err != nil {
 			return annotate("Settle", err)
 		}
 	}

@@ -36,7 +36,7 @@ type Target struct {
 	Foreign func()
 }
 
-// Conform checks a participant, in sub-tests, each with a target of its own; open registers its end with Cleanup. Up to 16 branches are at work or prepared at the same time.
+// Conform checks a participant, in sub-tests, each with a target of its own; open registers its end with Cleanup. Up to 7 branches are prepared at the same time in each.
 func Conform(t *testing.T, open func(*testing.T) Target) {
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {
