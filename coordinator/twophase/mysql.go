@@ -228,7 +228,11 @@ func (p *MySQLDB) Begin(ctx context.Context, id BranchID) (Branch, error) {
 // Settle ends a prepared branch. MariaDB lets only the connection that prepared do so, as long as it is there: ErrBusy. One that was idle for 5 s is ended for that: who asks knows what is decided, and the process
 // at its other end hangs, or went down with its machine, which the server would notice hours later.
 func (p *MySQLDB) Settle(ctx context.Context, id BranchID, commit bool) error {
-	if err := p.look(ctx); err != nil {
+	_, err := xid(id)
+	if err == nil {
+		err = p.look(ctx)
+	}
+	if err != nil {
 		return p.wrap("settle", err)
 	}
 	conn, err := p.db.Conn(ctx)
@@ -274,11 +278,12 @@ func (p *MySQLDB) free(ctx context.Context, conn *sql.Conn, id BranchID) error {
 	}
 }
 
-// keeper tells which connection has prepared a branch and is still there, 0 for none: the witness says so, committed or not, unless it was written before the server was started, which numbers connections anew.
+// keeper tells which connection has prepared a branch and is still there, 0 for none: the witness says so, committed or not, unless it was written before the server was started (or within a second
+// after, for that is how exactly it tells), which numbers connections anew.
 func (p *MySQLDB) keeper(ctx context.Context, conn *sql.Conn, id BranchID) (keeper uint64, idle bool, err error) {
 	err = dirty(ctx, conn, func(tx *sql.Tx) error {
 		return tx.QueryRowContext(ctx, `SELECT w.connection, l.command = 'Sleep' AND l.time >= ? FROM pawl_branch_witness w JOIN information_schema.processlist l ON l.id = w.connection
-			WHERE w.branch = ? AND NOT w.fence AND w.at >= UTC_TIMESTAMP(6) - INTERVAL (SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'UPTIME') SECOND`,
+			WHERE w.branch = ? AND NOT w.fence AND w.at >= UTC_TIMESTAMP() - INTERVAL (SELECT variable_value - 1 FROM information_schema.global_status WHERE variable_name = 'UPTIME') SECOND`,
 			int(idleMin/time.Second), id.String()).Scan(&keeper, &idle)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
