@@ -106,7 +106,7 @@ func (b *bench) has(ctx context.Context, id twophase.BranchID, committed bool) e
 	}
 	for _, p := range []twophase.Participant{b.here, b.there} {
 		if got, err := p.Witnessed(ctx, id); err != nil || got != committed {
-			return fmt.Errorf("Witnessed: got %t, %w; want %t", got, err, committed)
+			return fmt.Errorf("witnessed: got %t, %w; want %t", got, err, committed)
 		}
 	}
 	return nil
@@ -122,14 +122,14 @@ func (b *bench) lists(ctx context.Context, id twophase.BranchID, want bool) erro
 		n := 0
 		for _, one := range all {
 			if one.Branch.Participant != p.Name() {
-				return fmt.Errorf("Prepared lists %s, which is another participant's", one.Branch)
+				return fmt.Errorf("prepared lists %s, which is another participant's", one.Branch)
 			}
 			if one.Branch.String() == id.String() {
 				n++
 			}
 		}
 		if n != map[bool]int{true: 1}[want] {
-			return fmt.Errorf("Prepared lists %s %d times, want %t", id, n, want)
+			return fmt.Errorf("prepared lists %s %d times, want %t", id, n, want)
 		}
 	}
 	return nil

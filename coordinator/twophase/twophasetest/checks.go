@@ -62,7 +62,7 @@ func commit(ctx context.Context, t Target) error {
 			func() error {
 				unknown, err := branch.Commit(ctx)
 				if unknown {
-					return fmt.Errorf("Commit: unknown, %w", err)
+					return fmt.Errorf("commit: unknown, %w", err)
 				}
 				return annotate("Commit", err)
 			},
@@ -330,7 +330,7 @@ func readOnly(ctx context.Context, t Target) error {
 		return annotate("write", err)
 	}
 	if got, err := branch.ReadOnly(ctx); err != nil || got {
-		return fmt.Errorf("ReadOnly of a branch that wrote: got %t, %w", got, err)
+		return fmt.Errorf("a branch that wrote is read-only: got %t, %w", got, err)
 	}
 	return nil
 }
@@ -353,7 +353,7 @@ func fence(ctx context.Context, t Target) error {
 	fenced := func(id twophase.BranchID, want bool) error {
 		for _, p := range []twophase.Participant{b.there, b.here} {
 			if got, err := p.Fence(ctx, id); err != nil || got != want {
-				return fmt.Errorf("Fence: got %t, %w; want %t", got, err, want)
+				return fmt.Errorf("fence: got %t, %w; want %t", got, err, want)
 			}
 		}
 		return b.has(ctx, id, want)
@@ -413,9 +413,9 @@ func fenceRace(ctx context.Context, t Target) error {
 		case fault != nil:
 			return annotate("Fence", fault)
 		case unknown:
-			return fmt.Errorf("Commit: unknown, %w", err)
+			return fmt.Errorf("commit: unknown, %w", err)
 		case fenced != committed:
-			return fmt.Errorf("Fence: got %t, Commit: got %w", fenced, err)
+			return fmt.Errorf("fence: got %t, Commit: got %w", fenced, err)
 		}
 		if err := b.has(ctx, id, committed); err != nil {
 			return err
@@ -451,7 +451,7 @@ func prepared(ctx context.Context, t Target) error {
 	defer other.Close(ctx)
 	all, err := b.there.Prepared(ctx)
 	if err != nil || len(all) != len(ids) {
-		return fmt.Errorf("Prepared: got %d branches, %w; want %d", len(all), err, len(ids))
+		return fmt.Errorf("prepared: got %d branches, %w; want %d", len(all), err, len(ids))
 	}
 	for _, id := range ids {
 		if err := b.lists(ctx, id, true); err != nil {
@@ -460,7 +460,7 @@ func prepared(ctx context.Context, t Target) error {
 	}
 	for _, one := range all {
 		if !one.At.IsZero() && one.At.After(time.Unix(deadline, 0)) {
-			return fmt.Errorf("Prepared: %s at %s", one.Branch, one.At)
+			return fmt.Errorf("prepared: %s at %s", one.Branch, one.At)
 		}
 	}
 	for _, id := range ids {
@@ -488,7 +488,7 @@ func foreign(ctx context.Context, t Target) error {
 	}
 	all, err := b.there.Prepared(ctx)
 	if err != nil || len(all) != 0 {
-		err = fmt.Errorf("Prepared: got %v, %w; want none", all, err)
+		err = fmt.Errorf("prepared: got %v, %w; want none", all, err)
 	}
 	return errors.Join(err, annotate("Settle", another.settle(ctx, id, false)))
 }
@@ -498,7 +498,7 @@ func names(ctx context.Context, t Target) error {
 	for _, name := range longest() {
 		b := &bench{Target: t, here: t.Open(name), there: t.Open(name)}
 		if b.here.Name() != name {
-			return fmt.Errorf("Name: got %q, want %q", b.here.Name(), name)
+			return fmt.Errorf("name: got %q, want %q", b.here.Name(), name)
 		}
 		if err := b.here.Setup(ctx); err != nil {
 			return err
@@ -539,7 +539,7 @@ func names(ctx context.Context, t Target) error {
 		return err
 	}
 	if got, err := b.there.Witnessed(ctx, upper); err != nil || got {
-		return fmt.Errorf("Witnessed of %s, where %s is committed: got %t, %w", upper, id, got, err)
+		return fmt.Errorf("witnessed of %s, where %s is committed: got %t, %w", upper, id, got, err)
 	}
 	return nil
 }
@@ -556,7 +556,7 @@ func see(ctx context.Context, t Target) error {
 	}{{home, 5, 5}, {home, 3, 5}, {home, 9, 9}, {"other", 1, 1}, {home, 9, 9}, {home, 0, 9}, {home, math.MaxInt64 - 100, math.MaxInt64 - 100}, {"other", 0, 1}} {
 		for _, p := range []twophase.Participant{b.here, b.there} {
 			if got, err := p.See(ctx, one.home, one.lsn); err != nil || got != one.want {
-				return fmt.Errorf("See(%q, %d): got %d, %w; want %d", one.home, one.lsn, got, err, one.want)
+				return fmt.Errorf("see(%q, %d): got %d, %w; want %d", one.home, one.lsn, got, err, one.want)
 			}
 		}
 	}
@@ -570,7 +570,7 @@ func see(ctx context.Context, t Target) error {
 				lsn := int64(n*seers + i)
 				got, err := p.See(ctx, "raced", lsn)
 				if err != nil || got < lsn || got < before {
-					errs[i] = fmt.Errorf("See(%d) beside others: got %d after %d, %w", lsn, got, before, err)
+					errs[i] = fmt.Errorf("see(%d) beside others: got %d after %d, %w", lsn, got, before, err)
 					return
 				}
 				before = got
@@ -582,7 +582,7 @@ func see(ctx context.Context, t Target) error {
 		return err
 	}
 	if got, err := b.here.See(ctx, "raced", 0); err != nil || got != rounds*seers-1 {
-		return fmt.Errorf("See in the end: got %d, %w; want %d", got, err, rounds*seers-1)
+		return fmt.Errorf("see in the end: got %d, %w; want %d", got, err, rounds*seers-1)
 	}
 	return nil
 }
@@ -620,12 +620,12 @@ func forget(ctx context.Context, t Target) error {
 		limit, want int
 	}{{time.Hour, 100, 0}, {0, 2, 2}, {0, 100, 3}, {0, 100, 0}} {
 		if n, err := b.there.Forget(ctx, step.keep, step.limit); err != nil || n != step.want {
-			return fmt.Errorf("Forget(%s, %d): got %d, %w; want %d", step.keep, step.limit, n, err, step.want)
+			return fmt.Errorf("forget(%s, %d): got %d, %w; want %d", step.keep, step.limit, n, err, step.want)
 		}
 	}
 	for _, id := range ids {
 		if got, err := b.here.Witnessed(ctx, id); err != nil || got {
-			return fmt.Errorf("Witnessed of what is forgotten: got %t, %w", got, err)
+			return fmt.Errorf("witnessed of what is forgotten: got %t, %w", got, err)
 		}
 	}
 	return first(
