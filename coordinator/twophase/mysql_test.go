@@ -319,3 +319,35 @@ func TestMySQL_versions(t *testing.T) {
 		}
 	}
 }
+
+// What is settled right when the connection that prepared it ends is settled indeed: MariaDB says so of what it then forgets.
+func TestMySQL_handover(t *testing.T) {
+	t.Parallel()
+	s := newSouth(t, dbtest.PrivateMariaDB(t).DSN(dbtest.PrivateDatabase))
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	for n := range 300 {
+		id := twophase.BranchID{Namespace: 1, Home: "00.1.0", ID: uuid.New(), Deadline: time.Unix(4e9, 0), Participant: "south"}
+		b, err := s.p.Begin(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.(interface{ Tx() twophase.MySQLTx }).Tx().ExecContext(ctx, "INSERT INTO account VALUES (?, 1)", n+10); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Prepare(ctx); err != nil {
+			t.Fatal(err)
+		}
+		b.Close(ctx)
+		for err = s.p.Settle(ctx, id, true); errors.Is(err, twophase.ErrBusy) && ctx.Err() == nil; {
+			err = s.p.Settle(ctx, id, true)
+		}
+		var there int
+		if err == nil {
+			err = s.db.QueryRowContext(ctx, "SELECT COUNT(*) FROM account WHERE id = ?", n+10).Scan(&there)
+		}
+		if err != nil || there != 1 {
+			t.Fatalf("round %d: got %v, and what was written is there %d times", n, err, there)
+		}
+	}
+}
