@@ -323,10 +323,17 @@ func TestMySQL_versions(t *testing.T) {
 // What is settled right when the connection that prepared it ends is settled indeed: MariaDB says so of what it then forgets.
 func TestMySQL_handover(t *testing.T) {
 	t.Parallel()
-	s := newSouth(t, dbtest.PrivateMariaDB(t).DSN(dbtest.PrivateDatabase))
+	dsn := dbtest.PrivateMariaDB(t).DSN(dbtest.PrivateDatabase)
+	s := newSouth(t, dsn)
+	other, err := sql.Open("mysql", dsn) // whose connection is there when it is needed
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	elsewhere := twophase.MySQL("south", other)
 	ctx, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
-	for n := range 300 {
+	for n := range 500 {
 		id := twophase.BranchID{Namespace: 1, Home: "00.1.0", ID: uuid.New(), Deadline: time.Unix(4e9, 0), Participant: "south"}
 		b, err := s.p.Begin(ctx, id)
 		if err != nil {
@@ -339,12 +346,12 @@ func TestMySQL_handover(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.Close(ctx)
-		for err = s.p.Settle(ctx, id, true); errors.Is(err, twophase.ErrBusy) && ctx.Err() == nil; {
-			err = s.p.Settle(ctx, id, true)
+		for err = elsewhere.Settle(ctx, id, true); errors.Is(err, twophase.ErrBusy) && ctx.Err() == nil; {
+			err = elsewhere.Settle(ctx, id, true)
 		}
 		var there int
 		if err == nil {
-			err = s.db.QueryRowContext(ctx, "SELECT COUNT(*) FROM account WHERE id = ?", n+10).Scan(&there)
+			err = other.QueryRowContext(ctx, "SELECT COUNT(*) FROM account WHERE id = ?", n+10).Scan(&there)
 		}
 		if err != nil || there != 1 {
 			t.Fatalf("round %d: got %v, and what was written is there %d times", n, err, there)
