@@ -31,7 +31,7 @@ var floors = [][]string{
 	{"coordinator/twophase/twophasetest"},
 	{"coordinator", "worker"},
 	{"coordinator/saga/sagatest"},
-	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc", "cmd/checkout"},
+	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc", "cmd/checkout", "cmd/transfer"},
 	{"cmd/pawl"},
 	{"."}, // tests only
 }

@@ -104,7 +104,7 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 	if err != nil {
 		return r, len(prepared), err
 	}
-	var still []string
+	still := []string{}
 	var faults []error
 	for _, one := range prepared {
 		id := one.Branch.ID.String()

@@ -216,11 +216,11 @@ func (t *Tx) decide(ctx context.Context, writers []*branch) error {
 	case len(writers) == 0 && t.own == nil:
 		return nil
 	case len(writers) == 0:
-		return t.commitOwn(ctx, "SELECT 1")
+		return t.commitOwn(ctx, false, "SELECT 1")
 	case !writers[0].prepared:
 		return t.commitOne(ctx, writers[0])
 	case t.own != nil:
-		return t.commitOwn(ctx, "SELECT pawl.global_decide_here($1::smallint, $2::uuid, $3::timestamptz, $4::text, $5::text, $6::text)",
+		return t.commitOwn(ctx, true, "SELECT pawl.global_decide_here($1::smallint, $2::uuid, $3::timestamptz, $4::text, $5::text, $6::text)",
 			t.m.conf.Namespace, t.ID(), t.id.Deadline, t.id.String(), strings.Join(names(writers), ","), t.m.conf.Name)
 	}
 	return t.m.decider.decide(ctx, t, names(writers))
@@ -246,13 +246,16 @@ func (t *Tx) commitOne(ctx context.Context, b *branch) error {
 	return fmt.Errorf("%w: %w", ErrUnknown, err)
 }
 
-// commitOwn commits the coordinator's own part, after a statement that may forbid it.
-func (t *Tx) commitOwn(ctx context.Context, statement string, args ...any) error {
+// commitOwn commits the coordinator's own part, after a statement, which decides or is of no account.
+func (t *Tx) commitOwn(ctx context.Context, decides bool, statement string, args ...any) error {
 	ctx, stop := context.WithTimeout(ctx, decideMax)
 	defer stop()
 	unknown, err := t.own.tx.End(ctx, statement, args...)
-	if !unknown {
+	switch {
+	case !unknown:
 		return err
+	case !decides:
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	return t.m.decider.find(ctx, t.ID(), err)
 }

@@ -24,7 +24,8 @@ const (
 type Proxy struct {
 	Commit  atomic.Int32 // what to do to the next COMMIT; it is PassCommit again once that was done
 	Trips   atomic.Int32 // round trips: messages that ask the server to answer
-	refuse  atomic.Bool  // new connections are closed
+	like    atomic.Pointer[string]
+	refuse  atomic.Bool // new connections are closed
 	network string
 	address string
 
@@ -61,6 +62,16 @@ func NewProxy(tb testing.TB, pool *pgxpool.Pool, conns int32) (*Proxy, *pgxpool.
 	}
 	tb.Cleanup(through.Close)
 	return p, through
+}
+
+// Take has Commit be of statements that contain this text, rather than of COMMIT.
+func (p *Proxy) Take(text string) { p.like.Store(&text) }
+
+func (p *Proxy) isCommit(sql string) bool {
+	if like := p.like.Load(); like != nil {
+		return strings.Contains(sql, *like)
+	}
+	return strings.EqualFold(sql, "COMMIT")
 }
 
 func (p *Proxy) serve(client net.Conn) {
@@ -109,11 +120,11 @@ func (p *Proxy) serve(client net.Conn) {
 		isCommit, asks := false, false
 		switch m := msg.(type) {
 		case *pgproto3.Parse:
-			commits[m.Name] = strings.EqualFold(m.Query, "COMMIT")
+			commits[m.Name] = p.isCommit(m.Query)
 		case *pgproto3.Bind:
 			isCommit = commits[m.PreparedStatement]
 		case *pgproto3.Query:
-			isCommit, asks = strings.EqualFold(m.String, "COMMIT"), true
+			isCommit, asks = p.isCommit(m.String), true
 			p.Trips.Add(1)
 		case *pgproto3.Sync:
 			asks = true
