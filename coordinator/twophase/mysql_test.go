@@ -163,13 +163,24 @@ func TestMySQL_lent(t *testing.T) {
 	t.Parallel()
 	s := newSouth(t, dbtest.MariaDB(t))
 	var lent twophase.MySQLTx
-	err := s.manager().Run(t.Context(), s.transfer(1, func(ctx context.Context, tx twophase.MySQLTx) error {
+	m := s.manager()
+	err := m.Run(t.Context(), s.transfer(1, func(ctx context.Context, tx twophase.MySQLTx) error {
 		lent = tx
 		_, err := tx.QueryContext(ctx, "SELECT seq FROM seq_1_to_1000000") //nolint:sqlclosecheck // that is the point
 		return err
 	}))
 	if err == nil || !errors.Is(err, twophase.ErrAborted) {
 		t.Errorf("with open rows: got %v, want ErrAborted", err)
+	}
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	for left := []twophase.Prepared{{}}; len(left) > 0; { // the connection may have been lost as late as at XA PREPARE
+		if _, err := m.Recover(ctx, twophase.KeepDefault); err != nil {
+			t.Fatal(err)
+		}
+		if left, err = s.p.Prepared(ctx); err != nil {
+			t.Fatal(err)
+		}
 	}
 	s.wants(0, 0)
 	_, err1 := lent.ExecContext(t.Context(), "SELECT 1")

@@ -102,8 +102,8 @@ func (s *Server) start(ctx context.Context) error {
 	if err := s.install(ctx); err != nil {
 		return err
 	}
-	// Its life is not bounded by ctx.
-	cmd := s.command(context.Background(), program, "--no-defaults", "--datadir="+s.data(), "--socket="+s.socket(), "--pid-file="+filepath.Join(s.dir, "pid"), "--log-error="+s.log(), "--skip-networking",
+	// Its life is not bounded by ctx. Of a temporary directory that it shared it would remove what others have there.
+	cmd := s.command(context.Background(), program, "--no-defaults", "--datadir="+s.data(), "--socket="+s.socket(), "--tmpdir="+s.dir, "--pid-file="+filepath.Join(s.dir, "pid"), "--log-error="+s.log(), "--skip-networking",
 		"--skip-name-resolve", "--innodb-flush-log-at-trx-commit=1", "--innodb-buffer-pool-size=32M", "--max-connections=300")
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("devmaria: %w", err)
