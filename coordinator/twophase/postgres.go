@@ -191,6 +191,9 @@ type postgresBranch struct {
 	id   BranchID
 }
 
+// Tx is the transaction that is lent for the branch.
+func (b *postgresBranch) Tx() pgx.Tx { return b.lent }
+
 // ReadOnly asks whether the transaction has an id, unless it is known to have written.
 func (b *postgresBranch) ReadOnly(ctx context.Context) (readOnly bool, err error) {
 	if b.lent.wrote.Load() {
