@@ -166,7 +166,7 @@ func TestMySQL_lent(t *testing.T) {
 	m := s.manager()
 	err := m.Run(t.Context(), s.transfer(1, func(ctx context.Context, tx twophase.MySQLTx) error {
 		lent = tx
-		_, err := tx.QueryContext(ctx, "SELECT seq FROM seq_1_to_1000000") //nolint:sqlclosecheck // that is the point
+		_, err := tx.QueryContext(ctx, "SELECT seq FROM seq_1_to_1000000")
 		return err
 	}))
 	if err == nil || !errors.Is(err, twophase.ErrAborted) {
@@ -184,7 +184,7 @@ func TestMySQL_lent(t *testing.T) {
 	}
 	s.wants(0, 0)
 	_, err1 := lent.ExecContext(t.Context(), "SELECT 1")
-	_, err2 := lent.QueryContext(t.Context(), "SELECT 1") //nolint:sqlclosecheck // there is none
+	_, err2 := lent.QueryContext(t.Context(), "SELECT 1")
 	_, err3 := lent.PrepareContext(t.Context(), "SELECT 1")
 	var n int
 	for i, err := range []error{err1, err2, err3, lent.QueryRowContext(t.Context(), "SELECT 1").Scan(&n)} {
