@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/pawl-dev/pawl/coordinator/twophase"
 )
 
@@ -67,7 +65,7 @@ func (c *Coordinator) checkGlobal(ctx context.Context) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	open, err := m.List(ctx, beganBefore(row.At.Add(-globalWarn)), true, globalMax)
+	open, err := m.List(ctx, twophase.FirstID(row.At.Add(-globalWarn)), true, globalMax)
 	if err != nil {
 		return nil, err
 	}
@@ -117,14 +115,4 @@ func (c *Coordinator) checkParticipants(ctx context.Context, now time.Time) ([]F
 		all = append(all, Finding{Check: f.Check, Level: Level(f.Level), Message: f.Message, Remedy: f.Remedy, Value: f.Value, Unit: f.Unit})
 	}
 	return all, err
-}
-
-// beganBefore is an id above those of all transactions that began before a time, and below those of later ones.
-func beganBefore(at time.Time) string {
-	ms := at.UnixMilli()
-	var id uuid.UUID
-	for i := range 6 {
-		id[i] = byte(ms >> (8 * (5 - i)))
-	}
-	return id.String()
 }

@@ -172,7 +172,9 @@ func TestInDoubt(t *testing.T) {
 			}
 			defer nodes.Wait()
 			defer stop()
-			until(t, "a first sweep", func() bool { return get[bool](t, a.own, "SELECT EXISTS (SELECT FROM pawl.sweep WHERE name = 'in-doubt')") })
+			until(t, "a first sweep", func() bool {
+				return get[bool](t, a.own, "SELECT EXISTS (SELECT FROM pawl.sweep WHERE name = 'in-doubt')")
+			})
 			a.crash(t, at)
 			var deadline time.Time
 			if gids := get[[]string](t, a.pools["east"], "SELECT array(SELECT gid FROM pg_prepared_xacts WHERE database = current_database())"); len(gids) == 1 {

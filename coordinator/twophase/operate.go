@@ -86,6 +86,16 @@ func (m *Manager) List(ctx context.Context, before string, unfinished bool, limi
 	return out, nil
 }
 
+// FirstID is an id above those of all transactions that began before a time, and below those of later ones, for List.
+func FirstID(at time.Time) string {
+	ms := at.UnixMilli()
+	var id uuid.UUID
+	for i := range 6 {
+		id[i] = byte(ms >> (8 * (5 - i)))
+	}
+	return id.String()
+}
+
 // Story is what is known of one transaction.
 type Story struct {
 	Decided *Decided `json:"decided,omitempty"` // nil: nothing is decided
