@@ -171,8 +171,8 @@ func (c *txSetupCmd) Run(a *app) error {
 		stop()
 		rows = append(rows, row{Name: p.Name()})
 		if err != nil {
-			rows[len(rows)-1].Error = message(err)
-			faults = append(faults, err)
+			rows[len(rows)-1].Error = atParticipant(err).Error()
+			faults = append(faults, atParticipant(err))
 		} else if !a.json {
 			fmt.Fprintf(a.out, "participant %s is set up, at %s\n", p.Name(), plain(p.Address()))
 		}
@@ -216,14 +216,17 @@ func (c *txRecoverCmd) Run(a *app) error {
 	defer closeAll()
 	r, err := m.Recover(a.ctx, twophase.KeepDefault)
 	var unsettled *twophase.UnsettledError
-	if err != nil && !errors.As(err, &unsettled) {
+	switch {
+	case errors.As(err, &unsettled):
+		err = atParticipant(err)
+	case err != nil:
 		return err
 	}
 	if a.json {
 		hindered := map[string]string{}
 		if unsettled != nil {
 			for name, err := range unsettled.Errors {
-				hindered[name] = message(err)
+				hindered[name] = atParticipant(err).Error()
 			}
 		}
 		if err := a.printJSON(struct {
@@ -243,6 +246,9 @@ func (c *txRecoverCmd) Run(a *app) error {
 	}
 	return err
 }
+
+// atParticipant is an error at a participant for people: what it says of a database is not of the one that the command works on.
+func atParticipant(err error) error { return errors.New(oneLine(err.Error())) }
 
 // participantTable prints participants.
 func (l *txListing) participantTable(a *app) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os/user"
+	"slices"
 	"strings"
 
 	"github.com/pawl-dev/pawl/coordinator/twophase"
@@ -91,6 +92,7 @@ func (c *txResolveCmd) plan(s twophase.Story) (question, did string, at []string
 			at = append(at, d.Branch.Participant)
 		}
 	}
+	slices.Sort(at)
 	where := strings.Join(at, ", ")
 	if where == "" {
 		where = "no participant that is known to have it prepared"
