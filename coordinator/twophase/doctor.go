@@ -165,7 +165,7 @@ func (p *PostgresDB) checkPrepared(ctx context.Context, f postgresFacts, ours fu
 		}
 		b, err := ParseBranchID(gid)
 		switch {
-		case err == nil && ours(b) && !(here && b.Participant == p.name): // another participant's of this coordinator
+		case err == nil && ours(b) && (!here || b.Participant != p.name): // another participant's of this coordinator
 		case err == nil && ours(b):
 			if late := now.Sub(b.Deadline); late > overdueBad {
 				overdue++

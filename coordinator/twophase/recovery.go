@@ -18,7 +18,8 @@ const (
 	// KeepDefault is how long decisions, and the witnesses at participants, are kept.
 	KeepDefault = 24 * time.Hour
 
-	recoverMax     = 10 * time.Second // how long one participant may hold up a recovery
+	recoverMax     = 10 * time.Second // how long a recovery is at one participant
+	reachMax       = 4 * time.Second  // how long it waits for one that does not answer: less than from one pass to the next
 	unfinishedWait = 5 * time.Second  // how long the manager that decided has to finish it
 	doneLag        = time.Minute      // how late a decision may be visible
 	unfinishedMax  = 10_000           // decisions looked at in one transaction
@@ -40,7 +41,7 @@ func (r *Recovery) did() int { return r.Committed + r.RolledBack + r.Ended + r.R
 func (r *Recovery) Did() int64 { return int64(r.did()) }
 
 // Recover settles, at all participants, what was left prepared: committed where it is decided so, else rolled back once the deadline has passed. It goes through decisions too that are not yet known to be done
-// everywhere, and removes what was decided longer ago than keep. It may run on any number of nodes at once, and die anywhere. Participants that cannot be reached hold up no others: each may take up to 10 s.
+// everywhere, and removes what was decided longer ago than keep. It may run on any number of nodes at once, and die anywhere. Participants that cannot be reached hold up no others, and the pass for 4 s.
 // The error is the coordinator's database's; else an [UnsettledError] with what hindered it at participants.
 //
 // Of a transaction that began before the coordinator's database was restored or failed over nothing is presumed: without a decision its branches are listed for a person.
@@ -101,14 +102,16 @@ type hindrances struct {
 
 // recoverAt settles what a participant has prepared: first that is listed, then what is decided is read. n is how many of this coordinator's it has; below 0: it could not be asked.
 func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalHomeRow) (r Recovery, n int, err error) {
-	prepared, err := p.Prepared(ctx)
+	first, stop := context.WithTimeout(ctx, reachMax)
+	defer stop()
+	prepared, err := p.Prepared(first)
 	if err != nil {
 		return r, -1, err
 	}
 	prepared = slices.DeleteFunc(prepared, func(one Prepared) bool {
 		return cluster(one.Branch.Home) != cluster(h.Home) || one.Branch.Namespace != m.conf.Namespace
 	})
-	farthest, err := p.See(ctx, h.Home, h.Lsn)
+	farthest, err := p.See(first, h.Home, h.Lsn)
 	if err != nil {
 		return r, len(prepared), err
 	}
@@ -262,7 +265,7 @@ func (m *Manager) finishOne(ctx context.Context, branch string, names []string, 
 			done = false
 			continue
 		}
-		ctx, stop := context.WithTimeout(ctx, recoverMax)
+		ctx, stop := context.WithTimeout(ctx, reachMax)
 		did, err := m.settle(ctx, p, b, true)
 		late := ctx.Err() != nil
 		stop()
