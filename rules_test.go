@@ -21,16 +21,17 @@ const module = "github.com/pawl-dev/pawl"
 
 // floors holds every package of the module, lowest floor first. A package imports only packages of lower floors.
 var floors = [][]string{
-	{"migrations", "db", "db/devpg"},
+	{"migrations", "db", "db/devpg", "db/devmaria"},
 	{"db/migrate"},
 	{"db/dbtest"},
 	{"coordinator/session", "coordinator/outbound"},
 	{"coordinator/job", "coordinator/lock", "coordinator/idempotency", "coordinator/outbox", "coordinator/barrier"},
 	{"coordinator/outbox/sinktest", "coordinator/outbox/cloudevent"},
 	{"coordinator/saga", "coordinator/twophase", "coordinator/schedule", "coordinator/outbox/jobs", "coordinator/outbox/webhook", "coordinator/outbox/natssink", "coordinator/outbox/kafkasink", "coordinator/outbox/watermillsink"},
+	{"coordinator/twophase/twophasetest"},
 	{"coordinator", "worker"},
 	{"coordinator/saga/sagatest"},
-	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc", "cmd/checkout"},
+	{"cmd/pawl/api", "cmd/pawl/console", "cmd/gosrc", "cmd/checkout", "cmd/transfer"},
 	{"cmd/pawl"},
 	{"."}, // tests only
 }
@@ -44,7 +45,9 @@ var onlyFor = map[string][]string{
 	"github.com/standard-webhooks": {},
 	module + "/db/migrate":         {"db/dbtest", "cmd/"},
 	module + "/db/devpg":           {"db/dbtest", "cmd/"},
+	module + "/db/devmaria":        {"db/dbtest", "cmd/"},
 	module + "/db/dbtest":          {},
+	"github.com/go-sql-driver":     {"db/dbtest", "cmd/"},
 }
 
 // clockReaders may ask the process's clock, to stop earlier than Postgres would; outbound and webhook for what they say to and hear from others by HTTP, who know no Postgres.

@@ -153,8 +153,11 @@ BEGIN
   branches := '{}';
   participants := '{}';
   FOR d IN
-    SELECT x.id, x.decided_at, x.branch, x.participants, x.committed AND NOT EXISTS (SELECT FROM pawl.global_end e WHERE e.ns = p_ns AND e.id = x.id) AS open, x.decided_at > clock_timestamp() - p_grace AS young
-    FROM pawl.global_decision x WHERE -x.ns = -p_ns AND (x.decided_at, x.id) > (p_after, p_after_id) ORDER BY x.decided_at, x.id LIMIT p_limit
+    SELECT x.*, x.committed AND e.ended IS NULL AS open, x.decided_at > clock_timestamp() - p_grace AS young
+    FROM (SELECT y.id, y.decided_at, y.branch, y.participants, y.committed FROM pawl.global_decision y
+      WHERE -y.ns = -p_ns AND (y.decided_at, y.id) > (p_after, p_after_id) ORDER BY y.decided_at, y.id LIMIT p_limit) x
+    LEFT JOIN LATERAL (SELECT true AS ended FROM pawl.global_end z WHERE z.ns = p_ns AND z.id = x.id OFFSET 0) e ON true  -- one by one: else a plan made while there are few reads all
+    ORDER BY x.decided_at, x.id
   LOOP
     v_n := v_n + 1;
     IF d.open OR d.young THEN
@@ -181,13 +184,14 @@ END $$;
 CREATE FUNCTION pawl.sweep_global_old(p_ns smallint, p_keep interval, p_after timestamptz, p_after_id uuid, p_limit int, OUT removed int, OUT last timestamptz, OUT last_id uuid)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '5s' AS $$
 DECLARE
+  v_before timestamptz := clock_timestamp() - p_keep;
   d   record;
   v_n int := 0;
 BEGIN
   removed := 0;
   FOR d IN
     SELECT x.id, x.decided_at, x.committed FROM pawl.global_decision x
-    WHERE -x.ns = -p_ns AND (x.decided_at, x.id) > (p_after, p_after_id) AND x.decided_at < clock_timestamp() - p_keep ORDER BY x.decided_at, x.id LIMIT p_limit
+    WHERE -x.ns = -p_ns AND (x.decided_at, x.id) > (p_after, p_after_id) AND x.decided_at < v_before ORDER BY x.decided_at, x.id LIMIT p_limit
   LOOP
     v_n := v_n + 1;
     last := d.decided_at;

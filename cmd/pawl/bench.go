@@ -18,10 +18,11 @@ import (
 )
 
 type benchCmd struct {
-	Jobs   benchJobsCmd   `cmd:"" help:"Measure the job engine."`
-	Locks  benchLocksCmd  `cmd:"" help:"Measure locks."`
-	Outbox benchOutboxCmd `cmd:"" help:"Measure the outbox."`
-	Saga   benchSagaCmd   `cmd:"" help:"Measure sagas."`
+	Jobs     benchJobsCmd     `cmd:"" help:"Measure the job engine."`
+	Locks    benchLocksCmd    `cmd:"" help:"Measure locks."`
+	Outbox   benchOutboxCmd   `cmd:"" help:"Measure the outbox."`
+	Saga     benchSagaCmd     `cmd:"" help:"Measure sagas."`
+	Twophase benchTwophaseCmd `cmd:"" help:"Measure global transactions."`
 }
 
 // benchOptions are what all benches have in common.

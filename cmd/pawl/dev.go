@@ -40,13 +40,14 @@ const (
 
 // devCmd is "pawl dev": a private Postgres, processes that do what an example asks of them, and a proof that what they do together is right.
 type devCmd struct {
-	Example string `enum:"gosrc,checkout" default:"gosrc" placeholder:"NAME" help:"What to run: gosrc or checkout, see above. Default: ${default}."`
-	Kill    bool   `help:"Kill random processes (SIGKILL) while the example runs, and start new ones. The result must be right all the same."`
-	Workers int    `default:"2" placeholder:"N" help:"gosrc: worker processes, 1 to 32. Default: 2."`
-	Dir     string `type:"path" placeholder:"DIR" help:"Directory of the private Postgres, kept for the next time. Default: pawl/dev in $XDG_STATE_HOME or ~/.local/state; for root /var/lib/pawl/dev, since Postgres runs as another user then and must be able to enter. Unused with --database-url."`
-	Exit    bool   `help:"End after the proof, rather than stay up for a look around."`
-	Src     string `type:"path" placeholder:"DIR" help:"gosrc: directory whose Go files are counted. Default: src of the Go installation."`
-	Orders  int    `default:"2000" placeholder:"N" help:"checkout: how many orders are placed, 1 to 100,000. Default: 2,000."`
+	Example   string `enum:"gosrc,checkout,transfer" default:"gosrc" placeholder:"NAME" help:"What to run: gosrc, checkout or transfer, see above. Default: ${default}."`
+	Kill      bool   `help:"Kill random processes (SIGKILL) while the example runs, and start new ones. The result must be right all the same."`
+	Workers   int    `default:"2" placeholder:"N" help:"gosrc: worker processes, 1 to 32. Default: 2."`
+	Dir       string `type:"path" placeholder:"DIR" help:"Directory of the private Postgres, kept for the next time. Default: pawl/dev in $XDG_STATE_HOME or ~/.local/state; for root /var/lib/pawl/dev, since Postgres runs as another user then and must be able to enter. Unused with --database-url."`
+	Exit      bool   `help:"End after the proof, rather than stay up for a look around."`
+	Src       string `type:"path" placeholder:"DIR" help:"gosrc: directory whose Go files are counted. Default: src of the Go installation."`
+	Orders    int    `default:"2000" placeholder:"N" help:"checkout: how many orders are placed, 1 to 100,000. Default: 2,000."`
+	Transfers int    `default:"5000" placeholder:"N" help:"transfer: how many transfers are made, 1 to 1,000,000. Default: 5,000."`
 
 	// command makes the command of a process; tests have their own.
 	command func(args ...string) (*exec.Cmd, error)
@@ -59,6 +60,8 @@ func (c *devCmd) Help() string {
 gosrc: a coordinator and worker processes. Each .go file of the Go installation is a job that parses it and writes what it found, in the transaction that ends the job. A last job adds up each package. Then the same is counted one by one without a database, and both must agree in every package.
 
 checkout: a shop, inventory and payments, each with its own tables, relays, and shipping. Impatient clients ask the shop for the same order many times at once over HTTP, with one Idempotency-Key. Each order is a saga: a piece is reserved, the money is charged over a line that loses, repeats and delays calls, the order is confirmed, and shipping gets a webhook; or it is out of stock, refused or unanswered, and all of it is undone. Then the tables must show one order for each key, each of them confirmed, paid and packed once or cancelled with nothing left, and stock and money that add up.
+
+transfer: two banks, each a private Postgres server of its own beside the first, processes that move money between their accounts in global transactions over both and the coordinator's database, and processes that settle what others leave prepared. With --kill the banks' servers are killed too. Then the tables must show no transfer that is half done, the sum that was there at first, and no prepared transaction left.
 
 Stays up afterwards, for you to look around with the other commands, until Ctrl-C. The example's tables are in the schema of its name; each run adds to them.`
 }
@@ -110,8 +113,11 @@ func (c *devCmd) Run(a *app) (err error) {
 		d.command = ownCommand
 	}
 	var example devExample = &devGosrc{dev: d}
-	if c.Example == "checkout" {
+	switch c.Example {
+	case "checkout":
 		example = &devCheckout{dev: d}
+	case "transfer":
+		example = &devTransfer{dev: d}
 	}
 	if err := example.check(a.ctx); err != nil {
 		return err

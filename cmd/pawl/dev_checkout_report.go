@@ -22,8 +22,10 @@ type checkoutReport struct {
 }
 
 // wrong says what is wrong with the result, if anything is.
-func (r *checkoutReport) wrong() error {
-	for _, c := range r.Claims {
+func (r *checkoutReport) wrong() error { return wrongClaims(r.Claims) }
+
+func wrongClaims(claims []checkout.Claim) error {
+	for _, c := range claims {
 		if len(c.Differences) > 0 {
 			return errors.New("the tables do not show what they should")
 		}
@@ -48,7 +50,7 @@ func (r *checkoutReport) write(a *app) error {
 		plural(f.Confirmed, "order was", "orders were"), thousands(f.Cancelled), thousands(f.Short), thousands(f.Refused), thousands(f.Unanswered))
 	fmt.Fprintf(w, "%s, of them %s; %s came again, and the barrier knew them.\n", plural(f.Payments, "payment"), plural(f.Refunds, "refund"), plural(f.PaymentRepeats, "call"))
 	fmt.Fprintf(w, "%s to shipping: %s again, of events that its inbox knew.\n\n", plural(f.Parcels+f.Repeats, "delivery", "deliveries"), thousands(f.Repeats))
-	return r.proof(w)
+	return writeClaims(w, r.Claims)
 }
 
 // kills is how many processes were killed, and of which services.
@@ -61,16 +63,17 @@ func (r *checkoutReport) kills() (n int, text string) {
 	return n, strings.Join(parts, ", ")
 }
 
-func (r *checkoutReport) proof(w io.Writer) error {
-	if r.wrong() == nil {
+// writeClaims writes what was proved, or what is wrong.
+func writeClaims(w io.Writer, claims []checkout.Claim) error {
+	if wrongClaims(claims) == nil {
 		fmt.Fprintln(w, "Proof, from the tables:")
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-		for _, c := range r.Claims {
+		for _, c := range claims {
 			fmt.Fprintf(t, "%s\t %s: %s.\n", thousands(c.Count), c.Of, c.Text)
 		}
 		return t.Flush()
 	}
-	for _, c := range r.Claims {
+	for _, c := range claims {
 		if len(c.Differences) == 0 {
 			continue
 		}

@@ -40,6 +40,7 @@ func TestDevProcess(t *testing.T) {
 		Dev         devCmd         `cmd:""`
 		DevWorker   devWorkerCmd   `cmd:""`
 		DevCheckout devCheckoutCmd `cmd:""`
+		DevTransfer devTransferCmd `cmd:""`
 	}
 	parser, err := kong.New(&c)
 	if err != nil {
@@ -338,12 +339,9 @@ func awaitGone(t *testing.T, pid int) {
 	}
 }
 
-// With a private Postgres: nothing of it is left running, and its data serve the next run.
-func TestDev_privatePostgres(t *testing.T) {
-	if testing.Short() {
-		t.Skip("initialises a server")
-	}
-	t.Parallel()
+// serverDir is where private servers of a test may lie.
+func serverDir(t *testing.T) string {
+	t.Helper()
 	base, err := os.MkdirTemp("", "pawl-dev-test-")
 	if err != nil {
 		t.Fatal(err)
@@ -352,7 +350,16 @@ func TestDev_privatePostgres(t *testing.T) {
 	if err := os.Chmod(base, 0o711); err != nil { // started by root, the server runs as another user
 		t.Fatal(err)
 	}
-	dir := filepath.Join(base, "dev")
+	return filepath.Join(base, "dev")
+}
+
+// With a private Postgres: nothing of it is left running, and its data serve the next run.
+func TestDev_privatePostgres(t *testing.T) {
+	if testing.Short() {
+		t.Skip("initialises a server")
+	}
+	t.Parallel()
+	dir := serverDir(t)
 	for n := range int64(2) {
 		report := runDev(t, "", &devCmd{Exit: true, Dir: dir, Src: goSource(t, "sort"), command: devProcess("quick")}).report(t)
 		if report.Run != n+1 {

@@ -50,10 +50,12 @@ type cli struct {
 	Bench        benchCmd        `cmd:"" help:"Measure, on a private Postgres with fsync on."`
 	Version      versionCmd      `cmd:"" help:"Print the version of this binary."`
 
-	DevWorker   devWorkerCmd   `cmd:"" hidden:""`
-	DevCheckout devCheckoutCmd `cmd:"" hidden:""`
-	BenchWorker benchWorkerCmd `cmd:"" hidden:""`
-	BenchLocker benchLockerCmd `cmd:"" hidden:""`
+	DevWorker      devWorkerCmd      `cmd:"" hidden:""`
+	DevCheckout    devCheckoutCmd    `cmd:"" hidden:""`
+	DevTransfer    devTransferCmd    `cmd:"" hidden:""`
+	BenchWorker    benchWorkerCmd    `cmd:"" hidden:""`
+	BenchTransfers benchTransfersCmd `cmd:"" hidden:""`
+	BenchLocker    benchLockerCmd    `cmd:"" hidden:""`
 }
 
 type migrateCmd struct {

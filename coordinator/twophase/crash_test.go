@@ -257,7 +257,7 @@ func testLost(t *testing.T, names, where, statement string, what int32) {
 	want := map[string]int{}
 	if err == nil {
 		want = amounts
-	} else if !errors.Is(err, twophase.ErrAborted) && !(errors.Is(err, twophase.ErrUnknown) && names == "own") {
+	} else if !errors.Is(err, twophase.ErrAborted) && (names != "own" || !errors.Is(err, twophase.ErrUnknown)) {
 		t.Errorf("%s: got %v", id, err)
 	}
 	if errors.Is(err, twophase.ErrUnknown) {

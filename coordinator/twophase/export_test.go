@@ -8,3 +8,6 @@ func Failing(conf Config, f func(point string)) Config {
 
 // BranchOf names the branch of t at a participant.
 func BranchOf(t *Tx, participant string) BranchID { return t.id.at(participant) }
+
+// MySQLKeeps tells of a version whether it keeps what was prepared.
+func MySQLKeeps(version string) bool { return mysqlKeeps(version) }

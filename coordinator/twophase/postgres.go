@@ -191,6 +191,9 @@ type postgresBranch struct {
 	id   BranchID
 }
 
+// Tx is the transaction that is lent for the branch.
+func (b *postgresBranch) Tx() pgx.Tx { return b.lent }
+
 // ReadOnly asks whether the transaction has an id, unless it is known to have written.
 func (b *postgresBranch) ReadOnly(ctx context.Context) (readOnly bool, err error) {
 	if b.lent.wrote.Load() {
@@ -210,14 +213,44 @@ func (b *postgresBranch) Commit(ctx context.Context) (unknown bool, err error) {
 	return b.end(ctx, "COMMIT", "COMMIT")
 }
 
+// witnessSQL is prepared on each connection: it is as long to plan as to do.
+const (
+	witnessName = "pawl_witness"
+	witnessSQL  = "INSERT INTO pawl_branch.witness (branch) VALUES ($1)"
+)
+
 // end sends the witness and the statement that ends the transaction, whose tag must be its own, in one message. In a transaction that has failed Postgres answers ROLLBACK, and no error.
 func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknown bool, err error) {
 	b.lent.Reclaim()
-	results, err := b.conn.Conn().PgConn().Exec(ctx, "INSERT INTO pawl_branch.witness (branch) VALUES ('"+b.id.String()+"'); "+statement).ReadAll()
-	if err != nil {
-		return b.conn.Conn().IsClosed(), b.p.wrap("vote", err) // it may have been lost before or behind the message: who asks finds out
+	conn := b.conn.Conn()
+	if _, err := conn.Prepare(ctx, witnessName, witnessSQL); err != nil { // once a connection
+		return false, b.p.wrap("vote", err)
 	}
-	if got := results[len(results)-1].CommandTag.String(); got != tag {
+	pipe := conn.PgConn().StartPipeline(ctx)
+	pipe.SendQueryPrepared(witnessName, [][]byte{[]byte(b.id.String())}, nil, nil)
+	pipe.SendQueryParams(statement, nil, nil, nil, nil)
+	err = pipe.Sync()
+	var got string
+	for err == nil {
+		var results any
+		if results, err = pipe.GetResults(); err != nil {
+			break
+		}
+		reader, ok := results.(*pgconn.ResultReader)
+		if !ok {
+			break // the end of the message
+		}
+		var end pgconn.CommandTag
+		end, err = reader.Close()
+		got = end.String()
+	}
+	if fault := pipe.Close(); err == nil {
+		err = fault
+	}
+	switch {
+	case err != nil:
+		return conn.IsClosed(), b.p.wrap("vote", err) // it may have been lost before or behind the message: who asks finds out
+	case got != tag:
 		return false, b.p.wrap("vote", fmt.Errorf("%w: %s", pgx.ErrTxCommitRollback, got))
 	}
 	return false, nil

@@ -1,0 +1,76 @@
+//go:build unix
+
+package devmaria
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+const advice = "install it (Debian, Ubuntu: apt-get install --no-install-recommends mariadb-server; macOS: brew install mariadb), and see that mariadbd and mariadb-install-db are in PATH or in /usr/sbin"
+
+// find looks for a program by its names, of which the newest is first, in PATH and where systems put servers.
+func find(names ...string) (string, error) {
+	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			return filepath.Abs(path)
+		}
+		for _, dir := range []string{"/usr/sbin", "/usr/local/sbin", "/usr/libexec"} {
+			if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+				return path, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("%w: there is no %s; %s", ErrNotInstalled, names[0], advice)
+}
+
+// install initialises a data directory, unless there is one.
+func (s *Server) install(ctx context.Context) error {
+	if _, err := os.Stat(filepath.Join(s.data(), "mysql")); err == nil {
+		return nil
+	}
+	program, err := find("mariadb-install-db", "mysql_install_db")
+	if err != nil {
+		return err
+	}
+	cmd := s.command(ctx, program, "--no-defaults", "--datadir="+s.data(), "--auth-root-authentication-method=normal", "--skip-test-db")
+	if said, err := cmd.CombinedOutput(); err != nil {
+		_ = os.RemoveAll(s.data()) // half of it is worse than none
+		return fmt.Errorf("devmaria: initialise %s: %w\n%s", s.dir, err, said)
+	}
+	return nil
+}
+
+// command makes one that runs as the server's account, in a group of its own, so that Ctrl-C reaches us and not it.
+func (s *Server) command(ctx context.Context, program string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir = s.dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin:/bin", "HOME=" + s.dir, "LC_ALL=C"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: s.account}
+	return cmd
+}
+
+// account is who the server runs as: ourselves (nil), or, for root, whom MariaDB refuses to run as, user mysql or nobody.
+func account() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	for _, name := range []string{"mysql", "nobody"} {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
+		gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+		if err1 == nil && err2 == nil {
+			return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+		}
+	}
+	return nil, fmt.Errorf("devmaria: MariaDB refuses to run as root, and there is neither a user mysql nor nobody")
+}

@@ -1,0 +1,29 @@
+//go:build !unix
+
+package devmaria
+
+import "context"
+
+// Server is none here.
+type Server struct{}
+
+// Start returns ErrUnsupported.
+func Start(context.Context, string) (*Server, error) { return nil, ErrUnsupported }
+
+// Restart returns ErrUnsupported.
+func (*Server) Restart(context.Context) error { return ErrUnsupported }
+
+// Kill returns ErrUnsupported.
+func (*Server) Kill() error { return ErrUnsupported }
+
+// Stop returns ErrUnsupported.
+func (*Server) Stop(context.Context) error { return ErrUnsupported }
+
+// Dir is empty.
+func (*Server) Dir() string { return "" }
+
+// DSN is empty.
+func (*Server) DSN(string) string { return "" }
+
+// Done is nil.
+func (*Server) Done() <-chan struct{} { return nil }
