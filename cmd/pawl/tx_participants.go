@@ -2,12 +2,16 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/twophase"
@@ -15,50 +19,63 @@ import (
 
 // participantFlags name the participants of global transactions.
 type participantFlags struct {
-	Participant []string `env:"PAWL_PARTICIPANTS" sep:" " placeholder:"NAME=URL" help:"Participant of global transactions, such as east=postgres://pawl@east/bank; repeatable, in the environment with spaces between. Others see a command line: keep passwords in the environment or in PGPASSFILE."`
+	Participant []string `env:"PAWL_PARTICIPANTS" sep:" " placeholder:"NAME=URL" help:"Participant of global transactions, such as east=postgres://pawl@east/bank or west=mysql://pawl@west/bank; repeatable, in the environment with spaces between. Others see a command line: keep passwords in the environment or in PGPASSFILE."`
 }
 
 var participantName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,32}$`)
 
 // open makes the participants that were named. It reaches none yet. No error tells what a URL holds.
 func (f participantFlags) open(a *app) (all []twophase.Participant, closeAll func(), err error) {
-	var pools []*pgxpool.Pool
+	var closes []func()
 	closeAll = func() {
-		for _, pool := range pools {
-			pool.Close()
+		for _, f := range closes {
+			f()
 		}
 	}
 	for _, text := range f.Participant {
 		if text == "" {
 			continue
 		}
-		name, url, ok := strings.Cut(text, "=")
+		name, at, ok := strings.Cut(text, "=")
 		if !ok || !participantName.MatchString(name) {
 			closeAll()
 			return nil, nil, usagef("--participant wants NAME=URL, with a name of 1 to %d letters, digits, dots, hyphens and underscores", twophase.NameBytesMax)
 		}
-		scheme, _, _ := strings.Cut(url, "://")
+		scheme, _, _ := strings.Cut(at, "://")
 		switch scheme {
 		case "postgres", "postgresql":
-			pool, err := participantPool(a, name, url)
+			pool, err := participantPool(a, name, at)
 			if err != nil {
 				closeAll()
 				return nil, nil, err
 			}
-			pools = append(pools, pool)
+			closes = append(closes, pool.Close)
 			all = append(all, twophase.Postgres(name, pool))
+		case "mysql", "mariadb":
+			db, err := participantMySQL(name, at)
+			if err != nil {
+				closeAll()
+				return nil, nil, err
+			}
+			closes = append(closes, func() { _ = db.Close() })
+			all = append(all, twophase.MySQL(name, db))
 		default: // another kind of participant gets a case of its own
 			closeAll()
-			return nil, nil, usagef("--participant %s: its URL must begin with postgres://", name)
+			return nil, nil, usagef("--participant %s: its URL must begin with postgres:// or mysql://", name)
 		}
 	}
 	return all, closeAll, nil
 }
 
-func participantPool(a *app, name, url string) (*pgxpool.Pool, error) {
-	config, err := pgxpool.ParseConfig(url)
+// unreadable does not say why: that would quote what may be a password.
+func unreadable(name string) error {
+	return usagef("--participant %s: its URL cannot be read; write special characters of a password as %%XX", name)
+}
+
+func participantPool(a *app, name, at string) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(at)
 	if err != nil {
-		return nil, usagef("--participant %s: its URL cannot be read; write special characters of a password as %%XX", name)
+		return nil, unreadable(name)
 	}
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = a.clientName()
@@ -69,6 +86,43 @@ func participantPool(a *app, name, url string) (*pgxpool.Pool, error) {
 		return nil, fmt.Errorf("participant %s: %w", name, err)
 	}
 	return pool, nil
+}
+
+// participantMySQL opens mysql://user:password@host:3306/database, of MariaDB as well. Parameters are those of github.com/go-sql-driver/mysql, and socket, a path in place of host and port.
+func participantMySQL(name, at string) (*sql.DB, error) {
+	u, err := url.Parse(at)
+	if err != nil {
+		return nil, unreadable(name)
+	}
+	query := u.Query()
+	config := mysql.NewConfig()
+	config.Net, config.Addr, config.DBName = "tcp", u.Host, strings.TrimPrefix(u.Path, "/")
+	if u.Port() == "" {
+		config.Addr = net.JoinHostPort(u.Hostname(), "3306")
+	}
+	if socket := query.Get("socket"); socket != "" {
+		config.Net, config.Addr = "unix", socket
+		query.Del("socket")
+	}
+	config.User = u.User.Username()
+	config.Passwd, _ = u.User.Password()
+	dsn := config.FormatDSN()
+	if len(query) > 0 {
+		mark := "?"
+		if strings.Contains(dsn[strings.LastIndexByte(dsn, '/'):], "?") {
+			mark = "&"
+		}
+		dsn += mark + query.Encode()
+	}
+	if config, err = mysql.ParseDSN(dsn); err != nil || config.DBName == "" {
+		return nil, unreadable(name)
+	}
+	config.Logger = &mysql.NopLogger{} // its errors come back as well
+	connector, err := mysql.NewConnector(config)
+	if err != nil {
+		return nil, unreadable(name)
+	}
+	return sql.OpenDB(connector), nil
 }
 
 // manager makes a manager of global transactions that has the participants that were named.
@@ -146,7 +200,7 @@ type txSetupCmd struct{ participantFlags }
 
 // Help is the long help text.
 func (*txSetupCmd) Help() string {
-	return `Makes schema pawl_branch with its two tables in each participant's database, if it is not there: a row in it, written with the work, witnesses that a branch was committed. All who prepare and recover should be of the role that runs this, or be granted its tables: "pawl doctor --participant" tells.`
+	return `Makes in each participant's database the two tables that are needed of Pawl's own, if they are not there: a row in one, written with the work, witnesses that a branch was committed. All who prepare and recover should be of the role that runs this, or be granted its tables: "pawl doctor --participant" tells.`
 }
 
 // Run sets participants up.

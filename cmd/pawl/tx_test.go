@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	neturl "net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -209,7 +211,7 @@ func TestParticipantFlags(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
 		"postgres://pawl:s3cret@host/db", "postgres://pawl:s3cret@host/db?sslmode=disable", "east=postgres://pawl:s3/cret@host/db", "east=postgres://pawl:s3cret@host:port/db",
-		"east=host=x password=s3cret", "east=mongodb://pawl:s3cret@host/db", "no/name=postgres://pawl:s3cret@host/db",
+		"east=host=x password=s3cret", "east=mongodb://pawl:s3cret@host/db", "east=mysql://pawl:s3/cret@host/db", "east=mysql://pawl:s3cret@host", "east=mysql://pawl:s3cret@host/db?tls=nonsense", "no/name=postgres://pawl:s3cret@host/db",
 	} {
 		_, _, err := participantFlags{Participant: []string{text}}.open(&app{ctx: t.Context(), command: "serve"})
 		if exitCode(err) != exitUsage || !strings.Contains(err.Error(), "--participant") || strings.Contains(err.Error(), "s3") {
@@ -225,6 +227,27 @@ func TestParticipantFlags(t *testing.T) {
 		}
 		closeAll()
 	})
+}
+
+// A MariaDB takes part as well: it is set up, recovered and listed.
+func TestTx_mariaDB(t *testing.T) {
+	t.Parallel()
+	config, err := mysql.ParseDSN(dbtest.MariaDB(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, url := openPool(t)
+	query := neturl.Values{"timeout": {"7s"}}
+	at := neturl.URL{Scheme: "mysql", User: neturl.UserPassword(config.User, config.Passwd), Host: config.Addr, Path: "/" + config.DBName}
+	if config.Net == "unix" {
+		at.Host = "localhost"
+		query.Set("socket", config.Addr)
+	}
+	at.RawQuery = query.Encode()
+	flags := []string{"--participant", "north=" + at.String()}
+	mentions(t, must(t, exitOK, url, append([]string{"tx", "setup"}, flags...)...), "participant north is set up")
+	mentions(t, must(t, exitOK, url, append([]string{"tx", "recover"}, flags...)...), "0 branches committed")
+	mentions(t, must(t, exitOK, url, "tx", "participants"), "north", "mysql", "just now")
 }
 
 // TestTxListing compares what is printed of global transactions with testdata/tx; "go test -run TestTxListing -update" writes it.
