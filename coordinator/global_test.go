@@ -199,6 +199,44 @@ func TestInDoubt(t *testing.T) {
 	}
 }
 
+// A participant that takes connections and says nothing does not make another's crashed transactions wait for longer.
+func TestInDoubt_silent(t *testing.T) {
+	t.Parallel()
+	a := newAccounts(t)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	pool, err := pgxpool.New(t.Context(), "postgres://nobody@"+listener.Addr().String()+"/nothing?sslmode=disable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	c := a.coordinator(t, io.Discard, a.east, twophase.Postgres("west", pool))
+	ctx, stop := context.WithCancel(t.Context())
+	var node sync.WaitGroup
+	defer node.Wait()
+	defer stop()
+	node.Go(func() {
+		if err := c.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	passes := func() int64 {
+		return get[int64](t, a.own, "SELECT coalesce((SELECT runs FROM pawl.sweep WHERE name = 'in-doubt'), 0)")
+	}
+	until(t, "two passes", func() bool { return passes() >= 2 }) // none is about to begin for the first time
+	a.crash(t, "COMMIT PREPARED")
+	died := get[time.Time](t, a.own, "SELECT clock_timestamp()")
+	until(t, "east is settled", func() bool { return a.prepared(t, "east") == 0 })
+	if late := get[time.Time](t, a.own, "SELECT clock_timestamp()").Sub(died); late > 12*time.Second {
+		t.Errorf("settled after %s", late)
+	} else {
+		t.Logf("settled after %s", late)
+	}
+}
+
 // A participant that cannot be reached holds up no other. It is told once, as is its return.
 func TestInDoubt_unreached(t *testing.T) {
 	t.Parallel()
