@@ -37,7 +37,7 @@ type Examined interface {
 	Doctor(ctx context.Context, ours func(BranchID) bool) ([]Finding, error)
 }
 
-// Doctor checks all participants that can be, at the same time, each for up to 10 s. It changes nothing. The error is ErrSchema, or the coordinator's database's.
+// Doctor checks all participants at the same time, each for up to 10 s: whether they are reached, and those that are Examined closely. It changes nothing. The error is ErrSchema, or the coordinator's database's.
 func (m *Manager) Doctor(ctx context.Context) ([]Finding, error) {
 	h, err := m.q.ReadGlobalHome(ctx)
 	if err != nil {
@@ -50,13 +50,15 @@ func (m *Manager) Doctor(ctx context.Context) ([]Finding, error) {
 	for i, name := range names {
 		group.Go(func() {
 			p := m.participants[name]
-			examined, ok := p.(Examined)
-			if !ok {
-				return
-			}
 			ctx, stop := context.WithTimeout(ctx, doctorMax)
 			defer stop()
-			all, err := examined.Doctor(ctx, ours)
+			var all []Finding
+			var err error
+			if examined, ok := p.(Examined); ok {
+				all, err = examined.Doctor(ctx, ours)
+			} else if _, err = p.Prepared(ctx); err == nil {
+				all = []Finding{{Check: "participant " + name, Level: levelOK, Message: fmt.Sprintf("%s at %s is reached", p.Kind(), p.Address())}}
+			}
 			if err != nil {
 				all = append(all, Finding{
 					Check: "participant " + name, Level: levelBad, Remedy: "see that it runs and that its URL is right; what is prepared there stays locked until it returns",
