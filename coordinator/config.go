@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pawl-dev/pawl/coordinator/outbox"
+	"github.com/pawl-dev/pawl/coordinator/twophase"
 )
 
 // Config configures a coordinator. Its zero value works.
@@ -34,6 +35,11 @@ type Config struct {
 	OutboxHold time.Duration
 	// SagaKeep is how long sagas that have ended are kept, with their histories. Default: 30 days.
 	SagaKeep time.Duration
+	// Global has the participants of global transactions whose crashed ones this coordinator is to settle; its namespace is the coordinator's. Each participant must be known to one coordinator at least, and had
+	// better be to two. Default: none; then only old decisions are removed.
+	Global *twophase.Manager
+	// GlobalKeep is how long the decisions of global transactions are kept at least. Default: twophase.KeepDefault.
+	GlobalKeep time.Duration
 	// Logger receives what the sweeps did. Default: none.
 	Logger *slog.Logger
 }
@@ -47,18 +53,20 @@ const (
 	SweepOutbox      = "outbox"      // removes positions of subscriptions that newer ones have replaced
 	SweepIdempotency = "idempotency" // removes answers and messages whose time is over
 	SweepBarrier     = "barrier"     // removes what barriers need no more
+	SweepInDoubt     = "in-doubt"    // settles what crashed global transactions have left prepared, removes old decisions; at the same time on all nodes
 	SweepSagas       = "sagas"       // deadlines and timers of sagas, proof that none is forgotten, removal of old ones
 	SweepPartitions  = "partitions"  // makes the hot tables' next ranges, and drops those of the outbox that are not kept any more
 )
 
 // SweepNames returns the names of all sweeps, in the order of their urgency.
 func SweepNames() []string {
-	return []string{SweepSessions, SweepDue, SweepDedupe, SweepLocks, SweepIdempotency, SweepOutbox, SweepSagas, SweepBarrier, SweepPartitions}
+	return []string{SweepSessions, SweepDue, SweepInDoubt, SweepDedupe, SweepLocks, SweepIdempotency, SweepOutbox, SweepSagas, SweepBarrier, SweepPartitions}
 }
 
 // SweepSpecs are the default times of the sweeps that run by the clock. The due sweep has none: it runs at the next due time.
 var SweepSpecs = map[string]string{
 	SweepSessions:    "@every 5s",
+	SweepInDoubt:     "@every 5s",
 	SweepDedupe:      "@every 1m",
 	SweepLocks:       "@every 10s",
 	SweepOutbox:      "@every 10s",
@@ -74,6 +82,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.SagaKeep == 0 {
 		c.SagaKeep = SagaKeepDefault
+	}
+	if c.GlobalKeep == 0 {
+		c.GlobalKeep = twophase.KeepDefault
 	}
 	if c.DueMax == 0 {
 		c.DueMax = time.Second
@@ -115,6 +126,9 @@ func (c Config) validate() error {
 	}
 	if c.SagaKeep < 0 {
 		faults = append(faults, fmt.Errorf("coordinator: SagaKeep of %s is below 0", c.SagaKeep))
+	}
+	if c.GlobalKeep < twophase.TimeoutMax {
+		faults = append(faults, fmt.Errorf("coordinator: GlobalKeep of %s is below %s, which a transaction may take", c.GlobalKeep, twophase.TimeoutMax))
 	}
 	if c.OutboxKeep < 0 || c.OutboxHold < 0 || c.OutboxHold > 0 && c.OutboxHold < c.OutboxKeep {
 		faults = append(faults, fmt.Errorf("coordinator: OutboxKeep %s and OutboxHold %s: neither below 0, and the second no less than the first", c.OutboxKeep, c.OutboxHold))

@@ -1,6 +1,6 @@
 // Package coordinator runs the sweeps that put right what crashed and start what is due, and the relays of subscriptions.
 //
-// Any number of coordinators may run: each sweep begins with an advisory lock that one of them gets, the others skip. Every sweep is bounded,
+// Any number of coordinators may run: each sweep begins with an advisory lock that one of them gets, the others skip; but for "in-doubt", which all do. Every sweep is bounded,
 // reports what it did in pawl.sweep, and may die anywhere; the next one goes on.
 //
 //	Situation                | Error                          | What to do
@@ -20,10 +20,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/robfig/cron/v3"
 
 	"github.com/pawl-dev/pawl/coordinator/session"
+	"github.com/pawl-dev/pawl/coordinator/twophase"
 	"github.com/pawl-dev/pawl/db"
 )
 
@@ -45,6 +47,9 @@ type Coordinator struct {
 	conf Config
 
 	sagasSeen atomic.Int64 // up to which saga the look for forgotten ones has come
+
+	mu       sync.Mutex
+	hindered map[string]bool // participants of global transactions where recovery was hindered last
 }
 
 // New makes a coordinator on a pool. The error lists every fault of conf.
@@ -52,6 +57,13 @@ func New(pool *pgxpool.Pool, conf Config) (*Coordinator, error) {
 	conf = conf.withDefaults()
 	if err := conf.validate(); err != nil {
 		return nil, err
+	}
+	if conf.Global == nil {
+		m, err := twophase.New(pool, twophase.Config{Namespace: conf.Namespace, Logger: conf.Logger})
+		if err != nil {
+			return nil, fmt.Errorf("coordinator: %w", err)
+		}
+		conf.Global = m
 	}
 	return &Coordinator{pool: pool, q: db.New(pool), conf: conf}, nil
 }
@@ -99,8 +111,10 @@ func (c *Coordinator) Run(ctx context.Context) error {
 
 func (c *Coordinator) sweepLogged(ctx context.Context, name string) {
 	r, err := c.Sweep(ctx, name)
+	var unsettled *twophase.UnsettledError
 	switch {
 	case ctx.Err() != nil:
+	case errors.As(err, &unsettled): // told when it begins, and when it ends
 	case err != nil:
 		c.conf.Logger.Error("sweep failed, the next one tries again", "sweep", name, "err", err)
 	case r.Did > 0:
@@ -111,7 +125,7 @@ func (c *Coordinator) sweepLogged(ctx context.Context, name string) {
 // Report is what one run of a sweep did.
 type Report struct {
 	Name    string        `json:"name"`
-	Did     int64         `json:"did"`               // what was put right: sessions ended and jobs rescued, jobs moved, keys removed, ranges made and dropped
+	Did     int64         `json:"did"`               // what was put right: sessions ended and jobs rescued, jobs moved, branches settled, keys removed, ranges made and dropped
 	Dropped []Range       `json:"dropped,omitempty"` // ranges dropped
 	Skipped bool          `json:"skipped"`           // another node was at it
 	Took    time.Duration `json:"took_ns"`
@@ -145,9 +159,17 @@ func (c *Coordinator) Statuses(ctx context.Context) ([]Status, error) {
 }
 
 // Rebase makes a database work again that was restored, copied or upgraded into another cluster: every line takes its newest position as its base and counts
-// in the new cluster's xids from here on. Nothing of Pawl may run in the old place. It returns the number of lines changed, 0 if all were at home.
+// in the new cluster's xids from here on. Of global transactions that began before, nothing is presumed any more: decisions may be lost. Nothing of Pawl may run in the old place. It returns the number of lines
+// changed, 0 if all were at home; then nothing was done.
 func (c *Coordinator) Rebase(ctx context.Context) (lines int, err error) {
-	n, err := c.q.RebaseLines(ctx, c.conf.Namespace)
+	var n int32
+	err = pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) (err error) {
+		q := db.New(tx)
+		if n, err = q.RebaseLines(ctx, c.conf.Namespace); err == nil && n > 0 {
+			_, err = q.RaiseGlobalIncarnation(ctx)
+		}
+		return err
+	})
 	if err != nil {
 		return 0, fmt.Errorf("rebase: %w", wrap(err))
 	}

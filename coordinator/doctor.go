@@ -71,6 +71,7 @@ func (c *Coordinator) Doctor(ctx context.Context) ([]Finding, error) {
 		{"sessions", c.checkSessions},
 		{"partitions", c.checkPartitions},
 		{"events", c.checkEvents},
+		{"global transactions", c.checkGlobal},
 		{"transactions", c.checkTransactions},
 		{"idle transactions", c.checkIdle},
 		{"prepared transactions", c.checkPrepared},

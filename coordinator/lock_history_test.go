@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	osexec "os/exec"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -33,6 +34,13 @@ const envLocker = "PAWL_TEST_LOCKER_URL"
 func TestMain(m *testing.M) {
 	if url := os.Getenv(envLocker); url != "" {
 		if err := locker(url); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if urls := os.Getenv(envTransfer); urls != "" {
+		if err := transfer(strings.Fields(urls), os.Getenv(envKill)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

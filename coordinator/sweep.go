@@ -43,6 +43,8 @@ func (c *Coordinator) Sweep(ctx context.Context, name string) (Report, error) {
 		err = c.sweepSessions(ctx, &r)
 	case SweepDue:
 		_, err = c.sweepDue(ctx, nil, &r)
+	case SweepInDoubt:
+		err = c.sweepInDoubt(ctx, &r)
 	case SweepDedupe:
 		err = c.sweepDedupe(ctx, &r)
 	case SweepLocks:

@@ -12,11 +12,14 @@ import (
 type doctorCmd struct {
 	Rebase bool `help:"Make a database work again that was restored, copied or upgraded into another cluster. Asks first."`
 	Yes    bool `short:"y" help:"With --rebase: do not ask."`
+	participantFlags
 }
 
 // Help is the long help text.
 func (*doctorCmd) Help() string {
-	return `Checks the schema, the server, the sweeps, the sessions and what keeps Postgres from cleaning up, and says what to do. Changes nothing without --rebase. ok: as it should be. warn: works, and may not go on to. bad: a person must act; then the exit code is 1, or 5 if it is the schema.`
+	return `Checks the schema, the server, the sweeps, the sessions and what keeps Postgres from cleaning up, and says what to do. Changes nothing without --rebase. ok: as it should be. warn: works, and may not go on to. bad: a person must act; then the exit code is 1, or 5 if it is the schema.
+
+With participants of global transactions it checks those too: whether they are reached and set up, may prepare, and how much, and what is prepared there for long.`
 }
 
 // Run checks, or rebases.
@@ -26,7 +29,12 @@ func (c *doctorCmd) Run(a *app) error {
 		return err
 	}
 	defer pool.Close()
-	coord, err := coordinator.New(pool, coordinator.Config{Namespace: a.namespace, Logger: a.log})
+	global, closeAll, err := c.manager(a, pool)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	coord, err := coordinator.New(pool, coordinator.Config{Namespace: a.namespace, Global: global, Logger: a.log})
 	if err != nil {
 		return err
 	}
@@ -142,7 +150,7 @@ func (c *doctorCmd) rebase(a *app, coord *coordinator.Coordinator) error {
 	}
 	fmt.Fprintf(a.err, `%d of %d lines of the queues and the outbox were last used in another cluster: this database was restored, copied or upgraded.
 A rebase makes each of them go on from where it stands, in the transaction ids of this cluster. No job is lost or run twice by it,
-provided that nothing of Pawl, worker or coordinator, still uses the old database, nor will again.
+provided that nothing of Pawl, worker or coordinator, still uses the old database, nor will again. Of global transactions that were under way nothing is presumed: what is prepared and undecided waits for a person.
 `, away, lines)
 	if err := a.confirm(c.Yes, "The old database must be at rest for good."); err != nil {
 		return err

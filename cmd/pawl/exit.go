@@ -16,6 +16,7 @@ import (
 	"github.com/pawl-dev/pawl/coordinator/outbox"
 	"github.com/pawl-dev/pawl/coordinator/saga"
 	"github.com/pawl-dev/pawl/coordinator/session"
+	"github.com/pawl-dev/pawl/coordinator/twophase"
 	"github.com/pawl-dev/pawl/db"
 	"github.com/pawl-dev/pawl/db/migrate"
 )
@@ -79,9 +80,9 @@ func exitCode(err error) int {
 	case errors.As(err, &own):
 		return own.code
 	case errors.As(err, &use), errors.As(err, &badURL), errors.Is(err, job.ErrInvalid), errors.Is(err, job.ErrPayloadTooLarge), errors.Is(err, lock.ErrInvalid),
-		errors.Is(err, outbox.ErrInvalid), errors.Is(err, saga.ErrInvalid), errors.Is(err, saga.ErrPayloadTooLarge), errors.Is(err, coordinator.ErrUnknownSweep):
+		errors.Is(err, outbox.ErrInvalid), errors.Is(err, saga.ErrInvalid), errors.Is(err, saga.ErrPayloadTooLarge), errors.Is(err, twophase.ErrInvalid), errors.Is(err, coordinator.ErrUnknownSweep):
 		return exitUsage
-	case errors.Is(err, job.ErrNotFound), errors.Is(err, outbox.ErrNotFound), errors.Is(err, saga.ErrNotFound), errors.Is(err, saga.ErrUnregistered), errors.Is(err, session.ErrNamespace):
+	case errors.Is(err, job.ErrNotFound), errors.Is(err, outbox.ErrNotFound), errors.Is(err, saga.ErrNotFound), errors.Is(err, saga.ErrUnregistered), errors.Is(err, twophase.ErrNotFound), errors.Is(err, session.ErrNamespace):
 		return exitNotFound
 	case errors.Is(err, errPending), errors.Is(err, migrate.ErrNewer), errors.Is(err, session.ErrSchema), errors.Is(err, job.ErrSchema), lacksSchema(err):
 		return exitSchema
@@ -121,7 +122,7 @@ func message(err error) string {
 	case db.Code(err) != "":
 		text = strings.TrimSuffix(text, " (SQLSTATE "+db.Code(err)+")")
 	}
-	for _, h := range sagaHints {
+	for _, h := range hints {
 		if errors.Is(err, h.err) {
 			text = strings.TrimSuffix(text, ".") + "; " + h.hint
 		}
@@ -129,8 +130,8 @@ func message(err error) string {
 	return withoutTags(text)
 }
 
-// sagaHints say what to do about errors of sagas that do not say it themselves.
-var sagaHints = []struct {
+// hints say what to do about errors that do not say it themselves.
+var hints = []struct {
 	err  error
 	hint string
 }{
@@ -138,6 +139,8 @@ var sagaHints = []struct {
 	{saga.ErrUnregistered, `"pawl saga definitions" lists those that are`},
 	{saga.ErrConflict, `"pawl saga show ID" tells which one has it: give another --id`},
 	{saga.ErrEnded, `nothing is left to do, "pawl saga show ID" tells how it went`},
+	{twophase.ErrNotFound, `"pawl tx list --all" lists those that are known: one that has not come to its commit point is not`},
+	{twophase.ErrDecided, `nobody can change that; "pawl tx show ID" tells what it waits for`},
 	{saga.ErrNotWaiting, `"pawl saga show ID" says what it waits for, and what can be done`},
 }
 
@@ -157,7 +160,7 @@ func lastTry(err *pgconn.ConnectError) string {
 }
 
 // tags are where an error comes from, which tells a user nothing.
-var tags = []string{"job: ", "lock: ", "outbox: ", "saga: ", "session: ", "coordinator: ", "worker: ", "migrate: ", "pawl: "}
+var tags = []string{"job: ", "lock: ", "outbox: ", "saga: ", "session: ", "coordinator: ", "worker: ", "twophase: ", "migrate: ", "pawl: "}
 
 func withoutTags(text string) string {
 	for _, tag := range tags {

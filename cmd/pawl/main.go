@@ -42,6 +42,7 @@ type cli struct {
 	Outbox       outboxCmd       `cmd:"" help:"Look at published events."`
 	Idempotency  idempotencyCmd  `cmd:"" help:"Look at idempotency keys."`
 	Saga         sagaCmd         `cmd:"" help:"Start, look at and steer sagas: steps in several services, undone if they cannot all be done."`
+	Tx           txCmd           `cmd:"" help:"Look at global transactions over several databases, and settle those in doubt."`
 	Subscription subscriptionCmd `cmd:"" help:"Look at subscriptions of events, and steer them."`
 	Session      sessionCmd      `cmd:"" help:"Look at the processes that take part."`
 	Sweep        sweepCmd        `cmd:"" help:"Run one sweep now, or list what the sweeps did."`
@@ -110,6 +111,16 @@ type sagaCmd struct {
 	Skip        sagaSkipCmd        `cmd:"" help:"Go on as if a stuck step, or its compensation, had ended."`
 	Force       sagaForceCmd       `cmd:"" help:"End a saga as it stands."`
 	Definitions sagaDefinitionsCmd `cmd:"" help:"List what services registered, and which steps nobody serves."`
+}
+
+type txCmd struct {
+	List         txListCmd         `cmd:"" help:"List what needs a person, what is unfinished, and participants that are not reached."`
+	Show         txShowCmd         `cmd:"" help:"Tell what is known of a global transaction, and what to do about it."`
+	Resolve      txResolveCmd      `cmd:"" help:"Decide a transaction that is in doubt, or accept one that you have put right by hand."`
+	Participants txParticipantsCmd `cmd:"" help:"List the participants that coordinators know."`
+	Setup        txSetupCmd        `cmd:"" help:"Make the tables that participants need of their own."`
+	Recover      txRecoverCmd      `cmd:"" help:"Settle at participants what crashed transactions have left, once."`
+	Restored     txRestoredCmd     `cmd:"" help:"Say that the coordinator's database was restored, so that decisions may be lost."`
 }
 
 type idempotencyCmd struct {

@@ -11,11 +11,14 @@ import (
 type serveCmd struct {
 	Migrate  bool `help:"Apply pending migrations first."`
 	PollOnly bool `help:"Do without LISTEN, as behind PgBouncer in transaction mode."`
+	participantFlags
 }
 
 // Help is the long help text.
 func (*serveCmd) Help() string {
-	return `Starts due jobs, rescues the jobs of crashed workers, and makes room in the tables ahead of need, until it is interrupted. Run two or more for safety, anywhere: each sweep is done by one of them. It keeps nothing of its own.`
+	return `Starts due jobs, rescues the jobs of crashed workers, and makes room in the tables ahead of need, until it is interrupted. Run two or more for safety, anywhere: each sweep is done by one of them. It keeps nothing of its own.
+
+With participants it also settles there what crashed global transactions have left prepared, within seconds of their deadlines. Each participant should be known to two coordinators at least: "pawl tx participants" tells.`
 }
 
 // Run coordinates until the first interrupt.
@@ -36,7 +39,12 @@ func (c *serveCmd) Run(a *app) error {
 	} else if err := a.checkSchema(); err != nil {
 		return err
 	}
-	coord, err := coordinator.New(pool, coordinator.Config{Namespace: a.namespace, PollOnly: c.PollOnly, Logger: a.log})
+	global, closeAll, err := c.manager(a, pool)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	coord, err := coordinator.New(pool, coordinator.Config{Namespace: a.namespace, PollOnly: c.PollOnly, Global: global, Logger: a.log})
 	if err != nil {
 		return err
 	}

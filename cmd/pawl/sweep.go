@@ -18,7 +18,7 @@ type sweepCmd struct {
 func (*sweepCmd) Help() string {
 	return `Runs one sweep on this machine, once, unless another machine is at it. Coordinators ("pawl serve") run them by themselves; this is for the day when none does.
 
-sessions: ends expired sessions and puts the jobs of ended ones back in line. due: moves scheduled jobs whose time has come to the line. dedupe: removes dedupe keys that are over. partitions: makes the tables' next ranges, and drops those of events that are not kept any more.`
+sessions: ends expired sessions and puts the jobs of ended ones back in line. due: moves scheduled jobs whose time has come to the line. dedupe: removes dedupe keys that are over. partitions: makes the tables' next ranges, and drops those of events that are not kept any more. in-doubt: removes old decisions of global transactions; what is left prepared at participants "pawl tx recover" settles.`
 }
 
 // Run runs a sweep, or lists them.
@@ -80,6 +80,7 @@ func (c *sweepCmd) Run(a *app) error {
 var sweepDid = map[string]string{
 	coordinator.SweepSessions:    "jobs put back in line",
 	coordinator.SweepDue:         "due jobs put in line",
+	coordinator.SweepInDoubt:     "branches settled, transactions ended and old decisions removed",
 	coordinator.SweepDedupe:      "dedupe keys removed",
 	coordinator.SweepLocks:       "old states of locks removed",
 	coordinator.SweepOutbox:      "old positions removed",

@@ -3,6 +3,8 @@ package twophase
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/pawl-dev/pawl/coordinator/session"
@@ -43,6 +45,20 @@ type MixedError struct {
 func (e *MixedError) Error() string {
 	return fmt.Sprintf("twophase: %s is committed, but not at %s, which lost what it had prepared or where somebody rolled it back: put that right by hand and settle it with \"pawl tx resolve\"", e.ID,
 		strings.Join(e.Participants, ", "))
+}
+
+// UnsettledError: recovery could not do at these participants all that it should, by their names. It goes on with the next pass; at the others all is done.
+type UnsettledError struct{ Errors map[string]error }
+
+func (e *UnsettledError) Error() string { return errors.Join(e.Unwrap()...).Error() }
+
+// Unwrap gives the errors, in the order of the participants' names.
+func (e *UnsettledError) Unwrap() []error {
+	errs := make([]error, 0, len(e.Errors))
+	for _, name := range slices.Sorted(maps.Keys(e.Errors)) {
+		errs = append(errs, e.Errors[name])
+	}
+	return errs
 }
 
 // wrap gives errors of the coordinator's database their names.

@@ -41,6 +41,15 @@ func (b BranchID) Branch() string {
 // String is the branch's name at a Postgres: below 200 bytes of letters, digits, colons, dots, hyphens and underscores.
 func (b BranchID) String() string { return prefix + b.Global() + ":" + b.Branch() }
 
+// MarshalText is String, for JSON.
+func (b BranchID) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+// UnmarshalText is ParseBranchID.
+func (b *BranchID) UnmarshalText(text []byte) (err error) {
+	*b, err = ParseBranchID(string(text))
+	return err
+}
+
 // at gives the branch of the same transaction at another participant.
 func (b BranchID) at(participant string) BranchID {
 	b.Participant = participant

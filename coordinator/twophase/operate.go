@@ -22,13 +22,14 @@ const (
 
 // Doubt is a branch that a person must see.
 type Doubt struct {
-	Branch      BranchID
-	What        Kind
-	First, Last time.Time // when recovery met it
-	Detail      string
-	ResolvedAt  time.Time // when somebody dealt with it, zero: nobody has
-	ResolvedBy  string
-	Reason      string
+	Branch     BranchID  `json:"branch"`
+	What       Kind      `json:"what"`
+	First      time.Time `json:"first_at"` // when recovery met it,
+	Last       time.Time `json:"last_at"`  // and when it last did
+	Detail     string    `json:"detail"`
+	ResolvedAt time.Time `json:"resolved_at,omitzero"` // when somebody dealt with it, zero: nobody has
+	ResolvedBy string    `json:"resolved_by,omitempty"`
+	Reason     string    `json:"reason,omitempty"`
 }
 
 // Doubts lists what a person must see, oldest first; all: also what somebody has dealt with.
@@ -57,13 +58,13 @@ func (m *Manager) doubts(ctx context.Context, id string, all bool, limit int) ([
 
 // Decided is a transaction whose outcome is decided.
 type Decided struct {
-	ID           string
-	DecidedAt    time.Time
-	Committed    bool
-	Participants []string // that had prepared
-	DecidedBy    string
-	Reason       string // of an abort, or a person's
-	Ended        bool   // committed everywhere, as is known
+	ID           string    `json:"id"`
+	DecidedAt    time.Time `json:"decided_at"`
+	Committed    bool      `json:"committed"`
+	Participants []string  `json:"participants"` // that had prepared
+	DecidedBy    string    `json:"decided_by"`
+	Reason       string    `json:"reason,omitempty"` // of an abort, or a person's
+	Ended        bool      `json:"ended"`            // committed everywhere, as is known
 }
 
 // List gives decisions, newest first, below the id before ("" for the newest); unfinished: only those that are not known to be committed everywhere.
@@ -85,10 +86,20 @@ func (m *Manager) List(ctx context.Context, before string, unfinished bool, limi
 	return out, nil
 }
 
+// FirstID is an id above those of all transactions that began before a time, and below those of later ones, for List.
+func FirstID(at time.Time) string {
+	ms := at.UnixMilli()
+	var id uuid.UUID
+	for i := range 6 {
+		id[i] = byte(ms >> (8 * (5 - i)))
+	}
+	return id.String()
+}
+
 // Story is what is known of one transaction.
 type Story struct {
-	Decided *Decided // nil: nothing is decided
-	Doubts  []Doubt
+	Decided *Decided `json:"decided,omitempty"` // nil: nothing is decided
+	Doubts  []Doubt  `json:"doubts"`
 }
 
 // Get tells what is known of a transaction. ErrNotFound: nothing is, as of one that has not come to its commit point.
@@ -179,11 +190,13 @@ func (m *Manager) Restored(ctx context.Context) (incarnation int, err error) {
 
 // Seen is a participant, as coordinators know it.
 type Seen struct {
-	Name, Kind, Address string
-	SeenAt              time.Time // when it was last reached; zero: never
-	TriedAt             time.Time
-	Prepared            int // branches of this coordinator's that it has prepared
-	Error               string
+	Name     string    `json:"name"`
+	Kind     string    `json:"kind"`
+	Address  string    `json:"address"`
+	SeenAt   time.Time `json:"seen_at,omitzero"` // when recovery last did all it should there; zero: never
+	TriedAt  time.Time `json:"tried_at"`
+	Prepared int       `json:"prepared"` // branches of this coordinator's that it had prepared
+	Error    string    `json:"error,omitempty"`
 }
 
 // Participants lists the participants that coordinators were given, by name.

@@ -18,7 +18,8 @@ const (
 	// KeepDefault is how long decisions, and the witnesses at participants, are kept.
 	KeepDefault = 24 * time.Hour
 
-	recoverMax     = 10 * time.Second // how long one participant may hold up a recovery
+	recoverMax     = 10 * time.Second // how long a recovery is at one participant
+	reachMax       = 4 * time.Second  // how long it waits for one that does not answer: less than from one pass to the next
 	unfinishedWait = 5 * time.Second  // how long the manager that decided has to finish it
 	doneLag        = time.Minute      // how late a decision may be visible
 	unfinishedMax  = 10_000           // decisions looked at in one transaction
@@ -27,12 +28,11 @@ const (
 
 // Recovery is what a pass of Recover found and did.
 type Recovery struct {
-	Committed  int // branches committed
-	RolledBack int // branches rolled back
-	Doubts     int // branches that a person must see; see Doubts
-	Ended      int // transactions that are committed everywhere now
-	Removed    int // old decisions, with all that belongs to them
-	Errors     []error
+	Committed  int `json:"committed"`   // branches committed
+	RolledBack int `json:"rolled_back"` // branches rolled back
+	Doubts     int `json:"doubts"`      // branches that a person must see; see Doubts
+	Ended      int `json:"ended"`       // transactions that are committed everywhere now
+	Removed    int `json:"removed"`     // old decisions, with all that belongs to them
 }
 
 func (r *Recovery) did() int { return r.Committed + r.RolledBack + r.Ended + r.Removed }
@@ -41,7 +41,8 @@ func (r *Recovery) did() int { return r.Committed + r.RolledBack + r.Ended + r.R
 func (r *Recovery) Did() int64 { return int64(r.did()) }
 
 // Recover settles, at all participants, what was left prepared: committed where it is decided so, else rolled back once the deadline has passed. It goes through decisions too that are not yet known to be done
-// everywhere, and removes what was decided longer ago than keep. It may run on any number of nodes at once, and die anywhere. Participants that cannot be reached hold up no others.
+// everywhere, and removes what was decided longer ago than keep. It may run on any number of nodes at once, and die anywhere. Participants that cannot be reached hold up no others, and the pass for 4 s.
+// The error is the coordinator's database's; else an [UnsettledError] with what hindered it at participants.
 //
 // Of a transaction that began before the coordinator's database was restored or failed over nothing is presumed: without a decision its branches are listed for a person.
 func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, error) {
@@ -50,19 +51,24 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 		return Recovery{}, fmt.Errorf("recover: %w", wrap(err))
 	}
 	var (
-		r     Recovery
-		mu    sync.Mutex
-		group sync.WaitGroup
+		r      Recovery
+		mu     sync.Mutex
+		group  sync.WaitGroup
+		faults []error // of the coordinator's database
 	)
+	m.mu.Lock()
+	done := m.done
+	m.mu.Unlock()
+	at := hindrances{errs: map[string]error{}, down: map[string]bool{}}
 	for _, p := range m.participants {
 		group.Go(func() {
 			ctx, stop := context.WithTimeout(ctx, recoverMax)
 			defer stop()
 			one, n, err := m.recoverAt(ctx, p, h)
-			if err == nil {
-				_, err = p.Forget(ctx, keep+time.Hour, forgetMax)
+			if err == nil && !done.IsZero() { // who has committed is asked again and again until all have
+				_, err = p.Forget(ctx, max(keep, h.At.Sub(done))+time.Hour, forgetMax)
 			}
-			see := db.SeeGlobalParticipantParams{Ns: m.conf.Namespace, Name: p.Name(), Kind: p.Kind(), Address: p.Address(), Prepared: int32(n)}
+			see := db.SeeGlobalParticipantParams{Ns: m.conf.Namespace, Name: p.Name(), Kind: p.Kind(), Address: p.Address(), Prepared: int32(max(n, 0))}
 			if err != nil {
 				text := err.Error()
 				see.Fault = &text
@@ -71,31 +77,41 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 			mu.Lock()
 			defer mu.Unlock()
 			r.Committed, r.RolledBack, r.Doubts = r.Committed+one.Committed, r.RolledBack+one.RolledBack, r.Doubts+one.Doubts
-			for _, e := range []error{err, fault} {
-				if e != nil {
-					r.Errors = append(r.Errors, e)
-				}
+			faults = append(faults, fault)
+			if err != nil {
+				at.errs[p.Name()], at.down[p.Name()] = err, n < 0 || ctx.Err() != nil
 			}
 		})
 	}
 	group.Wait()
-	err = errors.Join(m.finishDecided(ctx, h.At, &r), m.removeOld(ctx, keep, &r))
-	if err != nil {
-		err = fmt.Errorf("recover: %w", wrap(err))
+	faults = append(faults, m.finishDecided(ctx, h.At, at, &r), m.removeOld(ctx, keep, &r))
+	switch err := errors.Join(faults...); {
+	case err != nil:
+		return r, fmt.Errorf("recover: %w", wrap(err))
+	case len(at.errs) > 0:
+		return r, &UnsettledError{at.errs}
 	}
-	return r, errors.Join(err, errors.Join(r.Errors...))
+	return r, nil
 }
 
-// recoverAt settles what a participant has prepared: first that is listed, then what is decided is read. n is how many of this coordinator's it has.
+// hindrances are what hinders a recovery at participants, by their names.
+type hindrances struct {
+	errs map[string]error
+	down map[string]bool // those that are not asked any more in this pass, so that they hold up no others
+}
+
+// recoverAt settles what a participant has prepared: first that is listed, then what is decided is read. n is how many of this coordinator's it has; below 0: it could not be asked.
 func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalHomeRow) (r Recovery, n int, err error) {
-	prepared, err := p.Prepared(ctx)
+	first, stop := context.WithTimeout(ctx, reachMax)
+	defer stop()
+	prepared, err := p.Prepared(first)
 	if err != nil {
-		return r, 0, err
+		return r, -1, err
 	}
 	prepared = slices.DeleteFunc(prepared, func(one Prepared) bool {
 		return cluster(one.Branch.Home) != cluster(h.Home) || one.Branch.Namespace != m.conf.Namespace
 	})
-	farthest, err := p.See(ctx, h.Home, h.Lsn)
+	farthest, err := p.See(first, h.Home, h.Lsn)
 	if err != nil {
 		return r, len(prepared), err
 	}
@@ -122,7 +138,7 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 				return r, len(prepared), err
 			}
 		}
-		err := m.settle(ctx, p, one.Branch, d)
+		_, err := m.settle(ctx, p, one.Branch, d)
 		isMixed := (*MixedError)(nil)
 		switch {
 		case err == nil && d:
@@ -181,22 +197,22 @@ func (m *Manager) presume(ctx context.Context, b BranchID) (committed bool, err 
 	return false, nil
 }
 
-// settle ends a prepared branch, and says what became of one that is not there: nil where it is as decided, else a MixedError, which is written down.
-func (m *Manager) settle(ctx context.Context, p Participant, b BranchID, commit bool) error {
-	err := p.Settle(ctx, b, commit)
+// settle ends a prepared branch, and says what became of one that is not there: nil where it is as decided, else a MixedError, which is written down. did: it was there, and is ended now.
+func (m *Manager) settle(ctx context.Context, p Participant, b BranchID, commit bool) (did bool, err error) {
+	err = p.Settle(ctx, b, commit)
 	if !errors.Is(err, ErrAbsent) {
-		return err
+		return err == nil, err
 	}
 	done, err := p.Witnessed(ctx, b)
 	if err != nil || done == commit {
-		return err
+		return false, err
 	}
 	detail := "it was committed there by hand, and is aborted"
 	if commit {
 		detail = "it is committed, but not there: it was rolled back by hand, or lost with a restore"
 	}
 	m.conf.Logger.Error("global transaction is mixed: a participant did the opposite of what was decided", "id", b.ID, "participant", p.Name(), "detail", detail)
-	return errors.Join(&MixedError{b.ID.String(), []string{p.Name()}}, m.doubt(ctx, b, "mixed", detail))
+	return false, errors.Join(&MixedError{b.ID.String(), []string{p.Name()}}, m.doubt(ctx, b, "mixed", detail))
 }
 
 func (m *Manager) doubt(ctx context.Context, b BranchID, what, detail string) error {
@@ -204,7 +220,7 @@ func (m *Manager) doubt(ctx context.Context, b BranchID, what, detail string) er
 }
 
 // finishDecided commits what is decided and not known to be committed everywhere. It goes through the decisions from the first on that was not, when it last looked.
-func (m *Manager) finishDecided(ctx context.Context, now time.Time, r *Recovery) error {
+func (m *Manager) finishDecided(ctx context.Context, now time.Time, at hindrances, r *Recovery) error {
 	m.mu.Lock()
 	p := db.ReadGlobalUnfinishedParams{Ns: m.conf.Namespace, AfterAt: m.done, AfterID: uuid.Nil.String(), Grace: unfinishedWait, LimitRows: unfinishedMax}
 	m.mu.Unlock()
@@ -220,11 +236,9 @@ func (m *Manager) finishDecided(ctx context.Context, now time.Time, r *Recovery)
 		}
 		var ended []string
 		for i, id := range page.IDs {
-			all, err := m.finishOne(ctx, page.Branches[i], strings.Split(page.Participants[i], ","), r)
-			if all {
+			if m.finishOne(ctx, page.Branches[i], strings.Split(page.Participants[i], ","), at, r) {
 				ended = append(ended, id)
 			}
-			faults = append(faults, err)
 		}
 		if len(ended) > 0 {
 			faults = append(faults, m.q.EndGlobal(ctx, db.EndGlobalParams{Ns: m.conf.Namespace, IDs: ended}))
@@ -242,34 +256,33 @@ func (m *Manager) finishDecided(ctx context.Context, now time.Time, r *Recovery)
 }
 
 // finishOne has the participants of a transaction commit. done: all have, or did the opposite for good.
-func (m *Manager) finishOne(ctx context.Context, branch string, names []string, r *Recovery) (done bool, err error) {
+func (m *Manager) finishOne(ctx context.Context, branch string, names []string, at hindrances, r *Recovery) (done bool) {
 	done = true
-	var faults []error
 	for _, name := range names {
 		b, err := ParseBranchID(branch + name)
 		p := m.participants[name]
-		if err != nil || p == nil { // another coordinator has it
+		if err != nil || p == nil || at.down[name] { // another coordinator has it, or the next pass
 			done = false
 			continue
 		}
-		err = func() error {
-			ctx, stop := context.WithTimeout(ctx, recoverMax)
-			defer stop()
-			return m.settle(ctx, p, b, true)
-		}()
+		ctx, stop := context.WithTimeout(ctx, reachMax)
+		did, err := m.settle(ctx, p, b, true)
+		late := ctx.Err() != nil
+		stop()
 		switch isMixed := (*MixedError)(nil); {
-		case err == nil:
+		case err == nil && did:
 			r.Committed++
+		case err == nil:
 		case errors.As(err, &isMixed):
 			r.Doubts++
 		case errors.Is(err, ErrBusy):
 			done = false
 		default:
 			done = false
-			faults = append(faults, fmt.Errorf("branch %s: %w", b, err))
+			at.errs[name], at.down[name] = fmt.Errorf("branch %s: %w", b, err), late
 		}
 	}
-	return done, errors.Join(faults...)
+	return done
 }
 
 // removeOld removes what was decided long ago.

@@ -274,7 +274,7 @@ func (t *Tx) finish(ctx context.Context, writers []*branch) error {
 		err := b.b.Settle(ctx, true)
 		t.m.fail("committed " + b.p.Name())
 		if err != nil { // on another connection, which also finds out what became of a reply that was lost
-			err = t.m.settle(ctx, b.p, t.id.at(b.p.Name()), true)
+			_, err = t.m.settle(ctx, b.p, t.id.at(b.p.Name()), true)
 		}
 		if err == nil {
 			return nil
