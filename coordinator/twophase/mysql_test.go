@@ -344,7 +344,7 @@ func TestMySQL_handover(t *testing.T) {
 	elsewhere := twophase.MySQL("south", other)
 	ctx, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
-	for n := range 500 {
+	for n := range 200 {
 		id := twophase.BranchID{Namespace: 1, Home: "00.1.0", ID: uuid.New(), Deadline: time.Unix(4e9, 0), Participant: "south"}
 		b, err := s.p.Begin(ctx, id)
 		if err != nil {

@@ -140,7 +140,7 @@ func TestPrepare_slots(t *testing.T) {
 // Transfers between two servers and the coordinator's database, while participants are killed and started again and processes die at any point: in the end the sum is what it was, and nothing is left.
 func TestStorm(t *testing.T) {
 	t.Parallel()
-	const transfers, kills, workers = 400, 6, 8
+	const transfers, kills, workers = 200, 4, 8
 	p := newPrivates(t, nil, "east", "west")
 	m, err := twophase.New(p.pool, twophase.Config{Logger: slog.New(slog.DiscardHandler)}, p.east, p.west)
 	if err != nil {
