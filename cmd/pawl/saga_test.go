@@ -160,7 +160,7 @@ func advised(t *testing.T, url, id, command string) []string {
 	out := must(t, exitOK, url, "saga", "show", id)
 	for line := range strings.Lines(out) {
 		if args, ok := strings.CutPrefix(strings.TrimSpace(line), "pawl "); ok && strings.HasPrefix(args, command+" ") {
-			args = strings.NewReplacer("'WHY'", "because", "OUTPUT", `{"done":"by-hand"}`).Replace(args)
+			args = strings.NewReplacer("'WHY'", "because", "OUTPUT", `{"done":"by-hand"}`, "VALUE", "true").Replace(args)
 			return strings.Fields(args)
 		}
 	}
@@ -436,7 +436,7 @@ func TestSagaParts(t *testing.T) {
 	awaitStep(t, url, "o 1", 1)
 	out := must(t, exitOK, url, "saga", "show", "o 1")
 	mentions(t, out, "STUCK       bill waits for saga o 1/bill, which is stuck. See what it needs:\n      pawl saga show 'o 1/bill'\n", "running    default  -        saga o 1/bill STUCK",
-		"3 of 3 units over", "over in 59m", "WAITS       approval waits for its signal, which somebody must send; without it, the step fails in 1h59m", "waits for its signal, and fails in 1h59m",
+		"3 of 3 units over", "over in 59m", "WAITS       approval waits for its signal, which somebody must send; without it, the step fails in 1h59m", "\n      pawl saga signal 'o 1' approval VALUE\n", "waits for its signal, and fails in 1h59m",
 		"into 3 units", "is saga o 1/bill")
 	mentions(t, must(t, exitOK, url, "saga", "show", "o 1/bill"), "no paper", "part of  saga o 1, which waits for it", "pawl saga skip 'o 1/bill' print --as done")
 	must(t, exitOK, url, "saga", "force", "o 1/bill", "--reason", "no paper anywhere", "--yes")
