@@ -215,13 +215,13 @@ func (q *Queries) ListSagaDefinitions(ctx context.Context, arg ListSagaDefinitio
 const listSagaEvents = `-- name: ListSagaEvents :many
 SELECT e.seq, e.at, e.what::text AS what, e.state::text AS state, e.step, e.lined, e.ok, e.refused, e.unknown, e.undoing, e.undone, e.stuck, coalesce(e.units, 0)::int AS units,
   coalesce(e.units_over, 0)::int AS units_over, e.jobs, e.job_steps, e.detail, coalesce(e.actor, '')::text AS actor
-FROM pawl.saga_event e WHERE e.ns = $1::smallint AND e.saga_id = $2::bigint ORDER BY e.seq LIMIT $3::int
+FROM pawl.saga_told($1::smallint, $2::bigint, $3::int) e
 `
 
 type ListSagaEventsParams struct {
-	Ns        int16
-	SagaID    int64
-	LimitRows int32
+	Ns         int16
+	SagaID     int64
+	NewestRows int32
 }
 
 type ListSagaEventsRow struct {
@@ -245,9 +245,9 @@ type ListSagaEventsRow struct {
 	Actor     string
 }
 
-// Oldest first.
+// The newest_rows, and of the older ones the last of each kind and step. Oldest first.
 func (q *Queries) ListSagaEvents(ctx context.Context, arg ListSagaEventsParams) ([]ListSagaEventsRow, error) {
-	rows, err := q.db.Query(ctx, listSagaEvents, arg.Ns, arg.SagaID, arg.LimitRows)
+	rows, err := q.db.Query(ctx, listSagaEvents, arg.Ns, arg.SagaID, arg.NewestRows)
 	if err != nil {
 		return nil, err
 	}

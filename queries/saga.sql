@@ -43,10 +43,10 @@ LEFT JOIN pawl.saga p ON p.ns = s.ns AND p.id = s.parent_id
 WHERE s.ns = @ns::smallint AND s.key = @key::text;
 
 -- name: ListSagaEvents :many
--- Oldest first.
+-- The newest_rows, and of the older ones the last of each kind and step. Oldest first.
 SELECT e.seq, e.at, e.what::text AS what, e.state::text AS state, e.step, e.lined, e.ok, e.refused, e.unknown, e.undoing, e.undone, e.stuck, coalesce(e.units, 0)::int AS units,
   coalesce(e.units_over, 0)::int AS units_over, e.jobs, e.job_steps, e.detail, coalesce(e.actor, '')::text AS actor
-FROM pawl.saga_event e WHERE e.ns = @ns::smallint AND e.saga_id = @saga_id::bigint ORDER BY e.seq LIMIT @limit_rows::int;
+FROM pawl.saga_told(@ns::smallint, @saga_id::bigint, @newest_rows::int) e;
 
 -- name: ListSagaHolds :many
 SELECT h.name FROM pawl.saga_hold h WHERE h.ns = @ns::smallint AND h.saga_id = @saga_id::bigint ORDER BY h.name LIMIT @limit_rows::int;

@@ -63,7 +63,8 @@ type Summary struct {
 	At        time.Time `json:"at"` // when the state began
 }
 
-// Story is all that is known of a saga.
+// Story is all that is known of a saga. Of one with more than EventsMax events the newest are told, and of the older ones the last of each kind and step, so that it tells how the saga and its steps stand; the state
+// may have begun earlier than At then.
 type Story struct {
 	Summary
 	StartedBy string            `json:"started_by"`
@@ -72,7 +73,8 @@ type Story struct {
 	Headers   map[string]string `json:"headers,omitempty"`
 	Parent    string            `json:"parent,omitempty"` // the saga that this one is a step of
 	Steps     []StepStory       `json:"steps"`            // each behind those it needs
-	Events    []Event           `json:"events"`           // oldest first
+	Events    []Event           `json:"events"`           // oldest first; where some are left out, their Seq tells
+	LeftOut   int               `json:"left_out"`         // events that are
 	Held      []string          `json:"held,omitempty"`   // the semantic locks that it has
 }
 
@@ -171,7 +173,7 @@ type RegisteredStep struct {
 }
 
 const (
-	// EventsMax is how many events of a saga a story has.
+	// EventsMax is how many events of a saga a story has, the newest; of older ones it has the last of each kind and step.
 	EventsMax = 10_000
 	// HeldMax is how many semantic locks of a saga a story has.
 	HeldMax = 1000
@@ -206,7 +208,7 @@ func get(ctx context.Context, q *db.Queries, ns int16, id string) (*Story, error
 	if err := json.Unmarshal(r.Spec, &def); err != nil {
 		return nil, fmt.Errorf("definition: %w", err)
 	}
-	events, err := q.ListSagaEvents(ctx, db.ListSagaEventsParams{Ns: ns, SagaID: r.ID, LimitRows: EventsMax})
+	events, err := q.ListSagaEvents(ctx, db.ListSagaEventsParams{Ns: ns, SagaID: r.ID, NewestRows: EventsMax})
 	if err != nil {
 		return nil, err
 	}
@@ -285,6 +287,7 @@ func (s *Story) tell(def spec, events []db.ListSagaEventsRow) {
 		}
 		s.Events = append(s.Events, told)
 	}
+	s.LeftOut = int(now.Seq) - len(events)
 	for i := range s.Steps {
 		s.Steps[i].State = stepState(now, int64(1)<<i, skipped[i])
 	}
