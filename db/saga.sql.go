@@ -157,7 +157,7 @@ func (q *Queries) ListSagaChildren(ctx context.Context, arg ListSagaChildrenPara
 }
 
 const listSagaDefinitions = `-- name: ListSagaDefinitions :many
-SELECT d.name, d.version, d.digest, d.registered_at, d.spec, coalesce(o.open, 0)::bigint AS open
+SELECT d.name, d.version, d.digest, d.registered_at, d.spec, coalesce(o.open, 0)::bigint AS open, EXISTS (SELECT FROM pawl.saga y WHERE y.ns = $1::smallint OFFSET $2::int)::boolean AS older
 FROM pawl.saga_definition d
 LEFT JOIN (
   SELECT x.definition_id, count(*) AS open
@@ -182,9 +182,10 @@ type ListSagaDefinitionsRow struct {
 	RegisteredAt time.Time
 	Spec         []byte
 	Open         int64
+	Older        bool
 }
 
-// open: of the newest scan_rows sagas those that have not ended.
+// open: of the newest scan_rows sagas those that have not ended. older: there are more than scan_rows.
 func (q *Queries) ListSagaDefinitions(ctx context.Context, arg ListSagaDefinitionsParams) ([]ListSagaDefinitionsRow, error) {
 	rows, err := q.db.Query(ctx, listSagaDefinitions, arg.Ns, arg.ScanRows, arg.LimitRows)
 	if err != nil {
@@ -201,6 +202,7 @@ func (q *Queries) ListSagaDefinitions(ctx context.Context, arg ListSagaDefinitio
 			&i.RegisteredAt,
 			&i.Spec,
 			&i.Open,
+			&i.Older,
 		); err != nil {
 			return nil, err
 		}

@@ -93,8 +93,8 @@ ORDER BY s.id DESC;
 SELECT s.id FROM pawl.saga s WHERE s.ns = @ns::smallint AND s.key = @key::text;
 
 -- name: ListSagaDefinitions :many
--- open: of the newest scan_rows sagas those that have not ended.
-SELECT d.name, d.version, d.digest, d.registered_at, d.spec, coalesce(o.open, 0)::bigint AS open
+-- open: of the newest scan_rows sagas those that have not ended. older: there are more than scan_rows.
+SELECT d.name, d.version, d.digest, d.registered_at, d.spec, coalesce(o.open, 0)::bigint AS open, EXISTS (SELECT FROM pawl.saga y WHERE y.ns = @ns::smallint OFFSET @scan_rows::int)::boolean AS older
 FROM pawl.saga_definition d
 LEFT JOIN (
   SELECT x.definition_id, count(*) AS open

@@ -263,8 +263,20 @@ func TestSagaDefinitions(t *testing.T) {
 	if d := got.Definitions; len(d) != 1 || d[0].Name != "checkout" || d[0].Version != 2 || d[0].Open != 1 || len(d[0].Steps) != 5 || !d[0].Steps[0].Served || d[0].Steps[2].Served {
 		t.Errorf("got %+v", got)
 	}
+	if got.Definitions[0].OpenAtLeast {
+		t.Errorf("not all were looked at: %+v", got)
+	}
 	awaitText(t, url, "NOT SERVED  label waits in queue shop", "saga", "show", "one")
 	mentions(t, must(t, exitOK, url, "saga", "show", "one"), "AHEAD       No live worker serves ship;", "✓      reserve       succeeded  shop", "1/2", `{"done":"reserve"}`)
+
+	// More sagas than are looked at: what is counted is the least.
+	mustExec(t, pool, fmt.Sprintf(`INSERT INTO pawl.saga (ns, id, root_id, definition_id, started_at, key, started_by, input)
+		SELECT x.ns, nextval('pawl.saga_id'), x.id, x.definition_id, now(), 'more ' || i, 'test', '{}' FROM pawl.saga x, generate_series(1, %d) i`, saga.ListScanMax))
+	startSaga(t, url, "two", `{}`, saga.StateRunning)
+	if d := mustJSON[listing](t, exitOK, url, "saga", "definitions").Definitions[0]; d.Open != 1 || !d.OpenAtLeast {
+		t.Errorf("of too many: got %d, %t", d.Open, d.OpenAtLeast)
+	}
+	mentions(t, must(t, exitOK, url, "saga", "definitions"), "  1+  ")
 }
 
 // TestSagaStuck gets sagas that are stuck to their ends by the commands that show says.

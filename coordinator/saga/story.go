@@ -158,7 +158,8 @@ type Registered struct {
 	RegisteredAt time.Time        `json:"registered_at"`
 	Deadline     time.Duration    `json:"deadline_ns,omitempty"` // 0: none
 	Steps        []RegisteredStep `json:"steps"`
-	Open         int64            `json:"open"` // sagas that have not ended, among the newest ListScanMax of the namespace
+	Open         int64            `json:"open"`          // sagas that have not ended,
+	OpenAtLeast  bool             `json:"open_at_least"` // and there may be more: only the newest ListScanMax sagas of the namespace are looked at, and it has others
 }
 
 // RegisteredStep is a step of a definition that the database knows.
@@ -427,7 +428,7 @@ func Definitions(ctx context.Context, on DB, ns int16) ([]Registered, error) {
 			return nil, fmt.Errorf("definition %s, version %d: %w", r.Name, r.Version, err)
 		}
 		out[i] = Registered{
-			Name: r.Name, Version: int(r.Version), Digest: r.Digest, RegisteredAt: r.RegisteredAt, Deadline: time.Duration(def.DeadlineMs) * time.Millisecond, Open: r.Open,
+			Name: r.Name, Version: int(r.Version), Digest: r.Digest, RegisteredAt: r.RegisteredAt, Deadline: time.Duration(def.DeadlineMs) * time.Millisecond, Open: r.Open, OpenAtLeast: r.Older,
 		}
 		for k := range def.Steps {
 			d := &def.Steps[k]
