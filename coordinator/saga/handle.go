@@ -170,13 +170,14 @@ func (s stepRef) ready(w Worker, act, undo bool, kind Kind) {
 	case !s.step.compensated() && undo:
 		bad("undo is given, and it has nothing to undo: it is the pivot, or behind it, or ReadOnly")
 	}
-	d.serve(w)
+	d.serve(w, s.step)
 }
 
-// serve has the definition know a worker in this process that does steps of it.
-func (d *definition) serve(w Worker) {
+// serve has the definition know a worker in this process that does a step of it.
+func (d *definition) serve(w Worker, s *step) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	s.served = true
 	for _, other := range d.served {
 		if other == w {
 			return
