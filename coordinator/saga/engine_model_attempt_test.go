@@ -57,11 +57,11 @@ func (m *sagaModel) mayRun(s *modelSaga, i int, a *attempt) {
 		m.Errorf("%s: %s runs, and it is being undone", s.key, a.name())
 	case a.unit != nil && (*a.unit >= len(s.units[i]) || s.units[i][*a.unit].state != unitOut):
 		m.Errorf("%s: %s runs, of %v", s.key, a.name(), s.units[i])
-	case a.unit == nil && (s.done(i) || s.refused[i] || s.units[i] != nil || s.children[i] != nil):
+	case a.unit == nil && (m.done(s, i) || s.refused[i] || s.units[i] != nil || s.children[i] != nil):
 		m.Errorf("%s: %s runs after its end", s.key, a.name())
 	}
 	for _, k := range s.steps[i].needs {
-		if !s.done(k) {
+		if !m.done(s, k) {
 			m.Errorf("%s: %s runs before %s has succeeded", s.key, a.name(), s.names[k])
 		}
 	}
@@ -270,6 +270,9 @@ func (m *sagaModel) take(tx pgx.Tx, a *attempt, name string) bool {
 		m.Fatalf("hold: %v", err)
 	case (has == nil) != (who == "") || has != nil && *has != who:
 		m.Errorf("%s wants %s: got %v, want %q, who has it", a.saga, name, has, who)
+	}
+	if who != "" {
+		m.ends["held"]++
 	}
 	return who == ""
 }

@@ -49,16 +49,15 @@ func (m *sagaModel) newSaga(d *modelDef, key string, parent *modelSaga) *modelSa
 	return s
 }
 
-// done tells whether the step has succeeded, as far as those who run steps know: timers and signals may have.
-func (s *modelSaga) done(i int) bool {
+// done tells whether the step has succeeded, as far as those who run steps know: timers and signals may have. Of a child its own check tells whether it could succeed.
+func (m *sagaModel) done(s *modelSaga, i int) bool {
 	switch kind := s.steps[i].kind; {
 	case s.ok[i] || kind == saga.KindTimer || kind == saga.KindSignal:
 		return true
 	case s.units[i] != nil:
 		return !slices.ContainsFunc(s.units[i], func(u modelUnit) bool { return u.state != unitOk })
 	case s.children[i] != nil:
-		c := s.children[i]
-		return !slices.ContainsFunc(upTo(len(c.steps), nil), func(k int) bool { return !c.done(k) })
+		return m.state(s.children[i].key) == "succeeded"
 	}
 	return false
 }
@@ -96,12 +95,12 @@ func (m *sagaModel) check(s *modelSaga) string {
 	switch last.State {
 	case "succeeded":
 		for i := range s.steps {
-			if !s.done(i) || s.undoings[i] {
-				bad("it succeeded: %s: done %t, units %v, undone %d times", s.names[i], s.done(i), s.units[i], s.undone[i])
+			if !m.done(s, i) || s.undoings[i] {
+				bad("it succeeded: %s: done %t, units %v, undone %d times", s.names[i], m.done(s, i), s.units[i], s.undone[i])
 			}
 		}
 	case "compensated":
-		if s.pivot >= 0 && s.done(s.pivot) {
+		if s.pivot >= 0 && m.done(s, s.pivot) {
 			bad("it is compensated, and its pivot has succeeded")
 		}
 		for i := range s.steps {
@@ -125,8 +124,8 @@ func (m *sagaModel) check(s *modelSaga) string {
 		return last.State
 	}
 	for i, x := range s.steps {
-		if set := last.Ok>>i&1 == 1; x.kind != saga.KindTimer && x.kind != saga.KindSignal && set != s.done(i) {
-			bad("%s: ok %t, done %t", s.names[i], set, s.done(i))
+		if set := last.Ok>>i&1 == 1; x.kind != saga.KindTimer && x.kind != saga.KindSignal && set != m.done(s, i) {
+			bad("%s: ok %t, done %t", s.names[i], set, m.done(s, i))
 		}
 		for n, u := range s.units[i] {
 			if u.state == unitOut {

@@ -68,7 +68,7 @@ func (m *sagaModel) define(number int, leaves []*modelDef) *modelDef {
 			s.kind = []saga.Kind{saga.KindTimer, saga.KindSignal}[m.rand.IntN(2)]
 		case i != pivot && m.each && m.chance(3):
 			s.kind = saga.KindEach
-		case len(leaves) > 0 && m.chance(3):
+		case len(leaves) > 0 && m.chance(2):
 			s.kind, s.child = saga.KindChild, leaves[m.rand.IntN(len(leaves))]
 		}
 		m.add(d, s)
