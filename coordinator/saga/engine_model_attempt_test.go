@@ -11,7 +11,7 @@ import (
 )
 
 // modelHolds is how many semantic locks the sagas want.
-const modelHolds = 6
+const modelHolds = 4
 
 // claimSome claims, and checks that what it is given may run now.
 func (m *sagaModel) claimSome() {
@@ -214,9 +214,9 @@ func (m *sagaModel) over(ended []string) {
 	}
 }
 
-// endInTx ends an attempt as the transaction of its handler does, which may take a semantic lock before: the attempt fails if it cannot. At times the transaction comes to nothing.
+// endInTx ends some attempts as the transactions of their handlers do, which may take a semantic lock before: the attempt fails if it cannot. At times the transaction comes to nothing.
 func (m *sagaModel) endInTx() {
-	for _, a := range m.release(1) {
+	for _, a := range m.release(1 + m.rand.IntN(5)) {
 		tx, err := m.pool.Begin(m.ctx)
 		if err != nil {
 			m.Fatal(err)

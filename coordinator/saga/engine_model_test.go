@@ -92,7 +92,7 @@ func (m *sagaModel) run() {
 	m.startAll()
 	m.open = slices.Clone(m.keys)
 	moves := []func(){
-		m.claimSome, m.claimSome, m.claimSome, m.endSome, m.endSome, m.endSome, m.endInTx, m.endInTx, m.dueSome, m.timeSome, m.sendSome, m.operate, m.operate, m.mustSweep, m.prove,
+		m.claimSome, m.claimSome, m.claimSome, m.endSome, m.endSome, m.endSome, m.endInTx, m.endInTx, m.dueSome, m.timeSome, m.sendSome, m.operate, m.operate, m.mustSweep,
 	}
 	noise := []func(){m.cancelSome, m.deadlineSome, m.loseAll, m.forceSome}
 	if m.many > 0 {
@@ -109,6 +109,9 @@ func (m *sagaModel) run() {
 		moves[m.rand.IntN(len(moves))]()
 		if n%8 == 0 {
 			m.look()
+		}
+		if n%32 == 0 {
+			m.prove()
 		}
 	}
 	if m.Failed() {
