@@ -69,13 +69,14 @@ func final(state string) bool {
 
 // modelEvent is a row of the history.
 type modelEvent struct {
-	Seq                                                            int
-	What, State                                                    string
-	Lined, Ok, Refused, Unknown, Signalled, Undoing, Undone, Stuck int64
-	Step                                                           int
-	JobSteps                                                       []int `json:"job_steps"`
-	UnitsBad                                                       int   `json:"units_bad"`
-	Detail                                                         json.RawMessage
+	Seq                                                                      int
+	What, State                                                              string
+	Lined, Ok, Refused, Unknown, Expanded, Signalled, Undoing, Undone, Stuck int64
+	Step                                                                     int
+	JobSteps                                                                 []int `json:"job_steps"`
+	Backward                                                                 bool
+	UnitsBad                                                                 int `json:"units_bad"`
+	Detail                                                                   json.RawMessage
 }
 
 // check compares the end of a saga, and its history, with the facts. It gives its state.
@@ -216,6 +217,9 @@ func (m *sagaModel) checkHistory(s *modelSaga, es []modelEvent, bad func(format 
 		}
 		if e.Undoing != 0 && e.Lined&^(e.Ok|e.Refused|e.Unknown) != 0 {
 			bad("event %d: it undoes while steps are out", e.Seq)
+		}
+		if e.Backward && (e.Lined&^before.Lined|e.Expanded&^before.Expanded) != 0 {
+			bad("event %d: it begins something, and has turned back", e.Seq)
 		}
 		before = e
 	}
