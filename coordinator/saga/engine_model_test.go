@@ -92,7 +92,7 @@ func (m *sagaModel) run() {
 	m.startAll()
 	m.open = slices.Clone(m.keys)
 	moves := []func(){
-		m.claimSome, m.claimSome, m.claimSome, m.endSome, m.endSome, m.endSome, m.endInTx, m.endInTx, m.dueSome, m.timeSome, m.sendSome, m.operate, m.operate, m.mustSweep,
+		m.claimSome, m.claimSome, m.claimSome, m.endSome, m.endSome, m.endSome, m.endInTx, m.endInTx, m.dueSome, m.timeSome, m.sendSome, m.operate, m.mustSweep,
 	}
 	noise := []func(){m.cancelSome, m.deadlineSome, m.loseAll, m.forceSome}
 	if m.many > 0 {
