@@ -156,12 +156,12 @@ func (m *sagaModel) checkOutputs(s *modelSaga, es []modelEvent, bad func(format 
 	steps, units := map[int]int{}, map[[2]int]int{}
 	for _, e := range es {
 		i := e.Step - 1
-		switch {
-		case e.What == "succeeded":
+		switch e.What {
+		case "succeeded":
 			if steps[i]++; steps[i] > 1 || s.outputs[i] != "" && string(e.Detail) != s.outputs[i] {
 				bad("event %d: %s has succeeded for the %dth time, with %q", e.Seq, s.names[i], steps[i], s.outputs[i])
 			}
-		case e.What == "units":
+		case "units":
 			var d struct{ Outputs map[int]json.RawMessage }
 			if err := json.Unmarshal(e.Detail, &d); err != nil {
 				m.Fatal(err)
