@@ -157,7 +157,7 @@ func (q *Queries) ListSagaChildren(ctx context.Context, arg ListSagaChildrenPara
 }
 
 const listSagaDefinitions = `-- name: ListSagaDefinitions :many
-SELECT d.name, d.version, d.digest, d.registered_at, d.spec, coalesce(o.open, 0)::bigint AS open
+SELECT d.name, d.version, d.digest, d.registered_at, d.spec, coalesce(o.open, 0)::bigint AS open, EXISTS (SELECT FROM pawl.saga y WHERE y.ns = $1::smallint OFFSET $2::int)::boolean AS older
 FROM pawl.saga_definition d
 LEFT JOIN (
   SELECT x.definition_id, count(*) AS open
@@ -182,9 +182,10 @@ type ListSagaDefinitionsRow struct {
 	RegisteredAt time.Time
 	Spec         []byte
 	Open         int64
+	Older        bool
 }
 
-// open: of the newest scan_rows sagas those that have not ended.
+// open: of the newest scan_rows sagas those that have not ended. older: there are more than scan_rows.
 func (q *Queries) ListSagaDefinitions(ctx context.Context, arg ListSagaDefinitionsParams) ([]ListSagaDefinitionsRow, error) {
 	rows, err := q.db.Query(ctx, listSagaDefinitions, arg.Ns, arg.ScanRows, arg.LimitRows)
 	if err != nil {
@@ -201,6 +202,7 @@ func (q *Queries) ListSagaDefinitions(ctx context.Context, arg ListSagaDefinitio
 			&i.RegisteredAt,
 			&i.Spec,
 			&i.Open,
+			&i.Older,
 		); err != nil {
 			return nil, err
 		}
@@ -215,13 +217,13 @@ func (q *Queries) ListSagaDefinitions(ctx context.Context, arg ListSagaDefinitio
 const listSagaEvents = `-- name: ListSagaEvents :many
 SELECT e.seq, e.at, e.what::text AS what, e.state::text AS state, e.step, e.lined, e.ok, e.refused, e.unknown, e.undoing, e.undone, e.stuck, coalesce(e.units, 0)::int AS units,
   coalesce(e.units_over, 0)::int AS units_over, e.jobs, e.job_steps, e.detail, coalesce(e.actor, '')::text AS actor
-FROM pawl.saga_event e WHERE e.ns = $1::smallint AND e.saga_id = $2::bigint ORDER BY e.seq LIMIT $3::int
+FROM pawl.saga_told($1::smallint, $2::bigint, $3::int) e
 `
 
 type ListSagaEventsParams struct {
-	Ns        int16
-	SagaID    int64
-	LimitRows int32
+	Ns         int16
+	SagaID     int64
+	NewestRows int32
 }
 
 type ListSagaEventsRow struct {
@@ -245,9 +247,9 @@ type ListSagaEventsRow struct {
 	Actor     string
 }
 
-// Oldest first.
+// The newest_rows, and of the older ones the last of each kind and step. Oldest first.
 func (q *Queries) ListSagaEvents(ctx context.Context, arg ListSagaEventsParams) ([]ListSagaEventsRow, error) {
-	rows, err := q.db.Query(ctx, listSagaEvents, arg.Ns, arg.SagaID, arg.LimitRows)
+	rows, err := q.db.Query(ctx, listSagaEvents, arg.Ns, arg.SagaID, arg.NewestRows)
 	if err != nil {
 		return nil, err
 	}

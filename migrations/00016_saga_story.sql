@@ -69,5 +69,22 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- What happened to a saga, the oldest first: its newest p_newest events, and of the older ones the last of each kind and step, which are few.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.saga_told(p_ns smallint, p_saga bigint, p_newest int) RETURNS SETOF pawl.saga_event
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_left int := (SELECT x.seq FROM pawl.saga_now(p_ns, p_saga) x) - p_newest;
+BEGIN
+  IF v_left > 0 THEN
+    RETURN QUERY
+      SELECT e.* FROM (SELECT max(x.seq) AS seq FROM pawl.saga_event x WHERE x.ns = p_ns AND x.saga_id = p_saga AND x.seq <= v_left GROUP BY x.step, x.what) l
+      CROSS JOIN LATERAL (SELECT x.* FROM pawl.saga_event x WHERE x.ns = p_ns AND x.saga_id = p_saga AND x.seq = l.seq OFFSET 0) e
+      ORDER BY e.seq;
+  END IF;
+  RETURN QUERY SELECT x.* FROM pawl.saga_event x WHERE x.ns = p_ns AND x.saga_id = p_saga AND x.seq > v_left ORDER BY x.seq;
+END $$;
+-- +goose StatementEnd
+
 -- +goose Down
-DROP FUNCTION pawl.saga_forward, pawl.saga_ends, pawl.saga_unit_outputs, pawl.saga_step_output;
+DROP FUNCTION pawl.saga_told, pawl.saga_forward, pawl.saga_ends, pawl.saga_unit_outputs, pawl.saga_step_output;

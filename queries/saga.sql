@@ -43,10 +43,10 @@ LEFT JOIN pawl.saga p ON p.ns = s.ns AND p.id = s.parent_id
 WHERE s.ns = @ns::smallint AND s.key = @key::text;
 
 -- name: ListSagaEvents :many
--- Oldest first.
+-- The newest_rows, and of the older ones the last of each kind and step. Oldest first.
 SELECT e.seq, e.at, e.what::text AS what, e.state::text AS state, e.step, e.lined, e.ok, e.refused, e.unknown, e.undoing, e.undone, e.stuck, coalesce(e.units, 0)::int AS units,
   coalesce(e.units_over, 0)::int AS units_over, e.jobs, e.job_steps, e.detail, coalesce(e.actor, '')::text AS actor
-FROM pawl.saga_event e WHERE e.ns = @ns::smallint AND e.saga_id = @saga_id::bigint ORDER BY e.seq LIMIT @limit_rows::int;
+FROM pawl.saga_told(@ns::smallint, @saga_id::bigint, @newest_rows::int) e;
 
 -- name: ListSagaHolds :many
 SELECT h.name FROM pawl.saga_hold h WHERE h.ns = @ns::smallint AND h.saga_id = @saga_id::bigint ORDER BY h.name LIMIT @limit_rows::int;
@@ -93,8 +93,8 @@ ORDER BY s.id DESC;
 SELECT s.id FROM pawl.saga s WHERE s.ns = @ns::smallint AND s.key = @key::text;
 
 -- name: ListSagaDefinitions :many
--- open: of the newest scan_rows sagas those that have not ended.
-SELECT d.name, d.version, d.digest, d.registered_at, d.spec, coalesce(o.open, 0)::bigint AS open
+-- open: of the newest scan_rows sagas those that have not ended. older: there are more than scan_rows.
+SELECT d.name, d.version, d.digest, d.registered_at, d.spec, coalesce(o.open, 0)::bigint AS open, EXISTS (SELECT FROM pawl.saga y WHERE y.ns = @ns::smallint OFFSET @scan_rows::int)::boolean AS older
 FROM pawl.saga_definition d
 LEFT JOIN (
   SELECT x.definition_id, count(*) AS open

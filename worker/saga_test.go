@@ -355,8 +355,8 @@ func TestSaga_eachRefused(t *testing.T) {
 	run(t, w)
 	id := start(t, pool, d, 10)
 	_, err := await(t, pool, d, id)
-	if !errors.Is(err, saga.ErrCompensated) || !strings.Contains(err.Error(), "no luck") || undone.Load() != 1 {
-		t.Errorf("got %v, undone %d times", err, undone.Load())
+	if !errors.Is(err, saga.ErrCompensated) || !strings.Contains(err.Error(), "no luck") || undone.Load() != 1 || ran.Load() != 10 {
+		t.Errorf("got %v, %d units ran, undone %d times", err, ran.Load(), undone.Load())
 	}
 	if got := states(tell(t, pool, id)); got != "compensated, fan undone" {
 		t.Errorf("got %s", got)

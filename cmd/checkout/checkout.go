@@ -14,6 +14,9 @@
 //	charge    payments    over HTTP, see [Payments]; refused: too dear  | undone: a refund
 //	confirm   shop        the order is confirmed, and told of           | the pivot: from here on there is no way back
 //
+// What has not begun is not undone: an order whose saga is cancelled ("pawl saga cancel") before accept has no step that says so in its row. It stays placed there, and counts as cancelled since its saga has ended:
+// so does the shop show it, and so does the proof.
+//
 // Steps in this database commit with the advance of the saga. [Payments] is another service, which calls reach twice, late, or after their compensation ([Unreliable]): the barrier
 // keeps them apart.
 //
@@ -48,7 +51,7 @@ type State string
 
 // The states.
 const (
-	Placed    State = "placed"
+	Placed    State = "placed"   // cancelled, if its saga has ended
 	Accepted  State = "accepted" // its saga is at work
 	Confirmed State = "confirmed"
 	Cancelled State = "cancelled"

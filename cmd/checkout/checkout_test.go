@@ -3,6 +3,7 @@ package checkout_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -290,7 +291,7 @@ func TestShipping(t *testing.T) {
 func TestRun(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
-	run := finish(t, pool, 40)
+	run := finish(t, pool, 40, nil)
 	figures, claims, err := checkout.Prove(t.Context(), pool, ns, run)
 	if err != nil {
 		t.Fatal(err)
@@ -309,19 +310,63 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// finish runs the example until nothing is left to do, and returns the run.
-func finish(t *testing.T, pool *pgxpool.Pool, orders int) int64 {
+// An order whose saga is cancelled before its first step is cancelled, though no step was there to write so: to its customer, to who waits for the run to end, and in the proof.
+func TestExample_stopped(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	run := finish(t, pool, 10, func(run int64, shop string) {
+		order := scan[int64](t, pool, "SELECT min(id) FROM checkout.orders")
+		before, err := checkout.ReadProgress(t.Context(), pool, ns, run)
+		if err != nil || before.Open != 10 || before.Decided != 0 {
+			t.Errorf("before: got %+v, %v", before, err)
+		}
+		if err := saga.Cancel(t.Context(), pool, ns, checkout.SagaID(order), "mia", "the customer called"); err != nil {
+			t.Fatal(err)
+		}
+		if story, state := await(t, pool, order); story.State != saga.StateCompensated || story.Steps[0].State != saga.StepRefused || state != "placed" {
+			t.Errorf("the order is %s, its saga %s, its step %+v", state, story.State, story.Steps[0])
+		}
+		after, err := checkout.ReadProgress(t.Context(), pool, ns, run)
+		if err != nil || after.Open != 9 || after.Decided != 1 {
+			t.Errorf("after: got %+v, %v", after, err)
+		}
+		for id, want := range map[int64]string{order: "cancelled", order + 1: "placed"} {
+			customer := scan[string](t, pool, "SELECT customer FROM checkout.orders WHERE id = $1", id)
+			if got := ask(t, "GET", fmt.Sprintf("%s/orders/%d", shop, id), customer, "", ""); !strings.Contains(got.body, `"state":"`+want+`"`) {
+				t.Errorf("the shop shows order %d as %+v, want %s", id, got, want)
+			}
+		}
+	})
+	f, claims, err := checkout.Prove(t.Context(), pool, ns, run)
+	if err != nil || f.Stopped != 1 || f.Confirmed+f.Cancelled != 10 || f.Short+f.Refused+f.Unanswered+f.Stopped != f.Cancelled {
+		t.Errorf("got %+v, %v", f, err)
+	}
+	for _, c := range claims {
+		for _, line := range c.Differences {
+			t.Error(line)
+		}
+	}
+}
+
+// finish runs the example until nothing is left to do, and returns the run. With before, no step is done until all orders are placed and before has returned.
+func finish(t *testing.T, pool *pgxpool.Pool, orders int, before func(run int64, shop string)) int64 {
 	t.Helper()
 	relay(t, pool)
 	payments := servePayments(t, pool, true)
-	for _, service := range []string{checkout.ServiceShop, checkout.ServiceInventory, checkout.ServicePayments} {
-		work(t, pool, service, payments)
+	serve := func() {
+		for _, service := range []string{checkout.ServiceShop, checkout.ServiceInventory, checkout.ServicePayments} {
+			work(t, pool, service, payments)
+		}
+	}
+	if before == nil {
+		serve()
 	}
 	run, requests, err := checkout.Start(t.Context(), pool, orders)
 	if err != nil {
 		t.Fatal(err)
 	}
-	load := checkout.NewLoad(serveShop(t, pool))
+	shop := serveShop(t, pool)
+	load := checkout.NewLoad(shop)
 	answers, err := load.Run(t.Context(), requests)
 	if err != nil {
 		t.Fatal(err)
@@ -331,6 +376,10 @@ func finish(t *testing.T, pool *pgxpool.Pool, orders int) int64 {
 	}
 	if err := checkout.Record(t.Context(), pool, run, answers); err != nil {
 		t.Fatal(err)
+	}
+	if before != nil {
+		before(run, shop)
+		serve()
 	}
 	until(t, "shipping", func() bool {
 		p, err := checkout.ReadProgress(t.Context(), pool, ns, run)

@@ -24,11 +24,12 @@ type Figures struct {
 	Customers int `json:"customers"`
 	Orders    int `json:"orders"`
 	Confirmed int `json:"confirmed"` // of them
-	// Cancelled are the others: there was no piece left, the bank refused, or payments gave no answer.
+	// Cancelled are the others: there was no piece left, the bank refused, payments gave no answer, or an operator cancelled the saga, which Stopped counts, maybe before it had begun.
 	Cancelled  int `json:"cancelled"`
 	Short      int `json:"short"`
 	Refused    int `json:"refused"`
 	Unanswered int `json:"unanswered"`
+	Stopped    int `json:"stopped"`
 
 	Items          int `json:"items"`
 	Payments       int `json:"payments"` // charges and refunds
@@ -52,7 +53,17 @@ const of = `
 	  WHERE q.run_id = $1),
 	answer AS (SELECT a.* FROM checkout.answer a WHERE a.run_id = $1),
 	customer AS (SELECT DISTINCT q.customer AS id FROM request q),
-	orders AS (SELECT o.* FROM checkout.orders o WHERE o.customer IN (SELECT c.id FROM customer c)),
+	saga AS (
+	  SELECT g.ns, g.id, g.key, substring(g.key FROM '^checkout:(\d{1,18})$')::bigint AS order_id, n.state::text AS state, d.steps
+	  FROM pawl.saga_definition d
+	  JOIN pawl.saga g ON g.ns = d.ns AND g.definition_id = d.id
+	  CROSS JOIN LATERAL pawl.saga_now(g.ns, g.id) n
+	  WHERE d.ns = $2 AND d.name = 'checkout'),
+	orders AS (
+	  SELECT o.id, o.customer, o.number, o.item, o.cents, CASE WHEN o.state = 'placed' AND s.state = 'compensated' THEN 'cancelled' ELSE o.state END AS state, o.turn, o.gift
+	  FROM checkout.orders o
+	  LEFT JOIN saga s ON s.order_id = o.id
+	  WHERE o.customer IN (SELECT c.id FROM customer c)),
 	parcel AS (SELECT p.* FROM checkout.parcel p WHERE p.customer IN (SELECT c.id FROM customer c)),
 	done AS (
 	  SELECT o.id, o.customer, o.item, o.cents, o.state, coalesce(r.pieces, 0) AS pieces, coalesce(r.reserved, 0) AS reserved, coalesce(r.released, 0) AS released,
@@ -69,12 +80,6 @@ const of = `
 	      max(p.id) FILTER (WHERE p.cents > 0) > min(p.id) FILTER (WHERE p.cents < 0) AS backward
 	    FROM checkout.payment p
 	    GROUP BY p.order_id) p ON p.order_id = o.id),
-	saga AS (
-	  SELECT g.ns, g.id, g.key, substring(g.key FROM '^checkout:(\d{1,18})$')::bigint AS order_id, n.state::text AS state, d.steps
-	  FROM pawl.saga_definition d
-	  JOIN pawl.saga g ON g.ns = d.ns AND g.definition_id = d.id
-	  CROSS JOIN LATERAL pawl.saga_now(g.ns, g.id) n
-	  WHERE d.ns = $2 AND d.name = 'checkout'),
 	branch AS (
 	  SELECT b.gid, bool_or(b.op = 'action' AND b.reason = 'action') AS charged, bool_or(b.op = 'action' AND b.reason = 'action') AND bool_or(b.op = 'undo') AS refunded
 	  FROM pawl.barrier b
@@ -282,7 +287,7 @@ func Prove(ctx context.Context, on DB, ns int16, run int64) (Figures, []Claim, e
 
 func readFigures(ctx context.Context, on DB, ns int16, run int64) (f Figures, err error) {
 	err = on.QueryRow(ctx, of+`,
-		-- Why orders were cancelled: the first step that failed.
+		-- Why orders were cancelled: what turned the saga.
 		failed AS (
 		  SELECT x.step, x.what
 		  FROM saga s
@@ -290,20 +295,20 @@ func readFigures(ctx context.Context, on DB, ns int16, run int64) (f Figures, er
 		  CROSS JOIN LATERAL (
 		    SELECT s.steps[e.step] AS step, e.what::text AS what
 		    FROM pawl.saga_event e
-		    WHERE e.ns = s.ns AND e.saga_id = s.id AND e.what IN ('refused', 'exhausted')
+		    WHERE e.ns = s.ns AND e.saga_id = s.id AND e.backward
 		    ORDER BY e.seq
 		    LIMIT 1) x)
 		SELECT (SELECT count(*) FROM request), (SELECT coalesce(sum(q.clients), 0) FROM request q), (SELECT coalesce(sum(q.others), 0) FROM request q),
 		  (SELECT count(*) FROM customer), (SELECT count(*) FROM orders), (SELECT count(*) FROM orders o WHERE o.state = 'confirmed'), (SELECT count(*) FROM orders o WHERE o.state = 'cancelled'),
 		  (SELECT count(*) FROM failed f WHERE f.step = 'reserve' AND f.what = 'refused'), (SELECT count(*) FROM failed f WHERE f.step = 'charge' AND f.what = 'refused'),
-		  (SELECT count(*) FROM failed f WHERE f.what = 'exhausted'),
+		  (SELECT count(*) FROM failed f WHERE f.what = 'exhausted'), (SELECT count(*) FROM failed f WHERE f.what = 'cancelled'),
 		  (SELECT count(*) FROM checkout.stock), (SELECT coalesce(sum(d.charges + d.refunds), 0) FROM done d), (SELECT coalesce(sum(d.refunds), 0) FROM done d),
 		  (SELECT count(*) FROM checkout.payment_repeat r WHERE r.saga IN (SELECT 'checkout:' || o.id FROM orders o)), (SELECT count(*) FROM parcel),
 		  (SELECT count(*) FROM checkout.repeat r WHERE r.customer IN (SELECT c.id FROM customer c)), x.key, coalesce(x.order_id, 0), x.customer,
 		  (SELECT coalesce(max(d.id), 0) FROM done d WHERE d.state = 'cancelled' AND d.refunds = (SELECT max(d2.refunds) FROM done d2))
 		FROM request x
 		ORDER BY x.clients DESC, x.others DESC, x.key
-		LIMIT 1`, run, ns).Scan(&f.Keys, &f.Clients, &f.Others, &f.Customers, &f.Orders, &f.Confirmed, &f.Cancelled, &f.Short, &f.Refused, &f.Unanswered, &f.Items, &f.Payments, &f.Refunds,
+		LIMIT 1`, run, ns).Scan(&f.Keys, &f.Clients, &f.Others, &f.Customers, &f.Orders, &f.Confirmed, &f.Cancelled, &f.Short, &f.Refused, &f.Unanswered, &f.Stopped, &f.Items, &f.Payments, &f.Refunds,
 		&f.PaymentRepeats, &f.Parcels, &f.Repeats, &f.ExampleKey, &f.ExampleOrder, &f.ExampleCustomer, &f.ExampleCancelled)
 	if err != nil {
 		return f, fmt.Errorf("figures of run %d: %w", run, err)

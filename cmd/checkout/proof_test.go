@@ -13,7 +13,7 @@ import (
 func TestProve(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
-	run := finish(t, pool, 60)
+	run := finish(t, pool, 60, nil)
 	const (
 		some      = " (SELECT o.id FROM checkout.orders o WHERE o.state = 'confirmed' ORDER BY o.id LIMIT 1) "
 		cancelled = " (SELECT o.id FROM checkout.orders o WHERE o.state = 'cancelled' ORDER BY o.id LIMIT 1) "

@@ -19,6 +19,7 @@ import (
 // shop takes orders.
 type shop struct {
 	pool *pgxpool.Pool
+	ns   int16
 	saga *checkout
 	log  *slog.Logger
 }
@@ -28,7 +29,7 @@ type shop struct {
 //	POST /orders        with Idempotency-Key and {"item": "tea", "cents": 450}: 201, the order, and its Location; 400 if it is not to be had
 //	GET  /orders/{id}   200 and the order, to the customer whose it is
 func Shop(pool *pgxpool.Pool, ns int16, log *slog.Logger) (http.Handler, error) {
-	s := &shop{pool, newCheckout(ns), log}
+	s := &shop{pool, ns, newCheckout(ns), log}
 	once, err := idempotency.Middleware(pool, idempotency.HTTP{Options: idempotency.Options{Namespace: ns}, Scope: customer, Logger: log})
 	if err != nil {
 		return nil, err
@@ -86,6 +87,9 @@ func (s *shop) show(w http.ResponseWriter, r *http.Request) {
 		SELECT o.number, o.item, o.cents, o.state, coalesce(o.turn, 0), o.gift
 		FROM checkout.orders o
 		WHERE o.id = $1 AND o.customer = $2`, o.ID, o.Customer).Scan(&o.Number, &o.Item, &o.Cents, &o.State, &o.Turn, &o.Gift)
+	if err == nil && o.State == Placed {
+		o.State, err = s.begun(r.Context(), o.ID)
+	}
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		http.Error(w, "no such order", http.StatusNotFound)
@@ -93,6 +97,18 @@ func (s *shop) show(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 	default:
 		answer(w, http.StatusOK, o)
+	}
+}
+
+// begun tells how an order is whose saga has not accepted it: one whose saga has ended is cancelled, since that was cancelled before its first step, and what has not begun is not undone either. A saga that is
+// kept no more has ended too: it was written with its order.
+func (s *shop) begun(ctx context.Context, order int64) (State, error) {
+	story, err := saga.Get(ctx, s.pool, s.ns, SagaID(order))
+	switch {
+	case errors.Is(err, saga.ErrNotFound), err == nil && story.State.Final():
+		return Cancelled, nil
+	default:
+		return Placed, err
 	}
 }
 

@@ -192,7 +192,7 @@ func Record(ctx context.Context, pool *pgxpool.Pool, run int64, answers []Answer
 type Progress struct {
 	Decided int   // confirmed or cancelled,
 	Parcels int   // and packed
-	Open    int   // neither confirmed nor cancelled, of other runs too
+	Open    int   // whose sagas are still to end, of other runs too
 	Waiting int64 // events, of other runs too, that shipping is still to be told of, or is to be told again
 }
 
@@ -208,10 +208,15 @@ func ReadProgress(ctx context.Context, on DB, ns int16, run int64) (p Progress, 
 		}
 	}
 	err = on.QueryRow(ctx, `
-		WITH customer AS (SELECT DISTINCT q.customer AS id FROM checkout.request q WHERE q.run_id = $1)
-		SELECT (SELECT count(*) FROM checkout.orders o JOIN customer c ON c.id = o.customer WHERE o.state IN ('confirmed', 'cancelled')),
+		WITH customer AS (SELECT DISTINCT q.customer AS id FROM checkout.request q WHERE q.run_id = $1),
+		open AS (
+		  SELECT o.customer
+		  FROM checkout.orders o
+		  WHERE o.state = 'accepted' OR o.state = 'placed' AND EXISTS (
+		    SELECT FROM pawl.saga g CROSS JOIN LATERAL pawl.saga_now(g.ns, g.id) n WHERE g.ns = $2 AND g.key = 'checkout:' || o.id AND n.state NOT IN ('succeeded', 'compensated', 'forced')))
+		SELECT (SELECT count(*) FROM checkout.orders o JOIN customer c ON c.id = o.customer) - (SELECT count(*) FROM open o JOIN customer c ON c.id = o.customer),
 		  (SELECT count(*) FROM checkout.parcel p JOIN customer c ON c.id = p.customer),
-		  (SELECT count(*) FROM checkout.orders o WHERE o.state IN ('placed', 'accepted'))`, run).Scan(&p.Decided, &p.Parcels, &p.Open)
+		  (SELECT count(*) FROM open)`, run, ns).Scan(&p.Decided, &p.Parcels, &p.Open)
 	if err != nil {
 		return p, fmt.Errorf("progress of run %d: %w", run, err)
 	}

@@ -46,8 +46,12 @@ func (r *checkoutReport) write(a *app) error {
 	fmt.Fprintf(w, "%s to the shop: %s, of them %s with what was stored for the key.\n", plural(c.Calls, "call"), plural(c.Answers, "answer"), thousands(c.Replayed))
 	fmt.Fprintf(w, "The others were made again: %s met another with their key at work (409), %s were given up by the client, %s cut off, %s failed.\n",
 		thousands(c.InFlight), thousands(c.Hurried), thousands(c.Cut), thousands(c.Failed))
-	fmt.Fprintf(w, "%s confirmed, %s cancelled: for %s nothing was left in stock, %s the bank refused, %s got no answer from payments.\n",
-		plural(f.Confirmed, "order was", "orders were"), thousands(f.Cancelled), thousands(f.Short), thousands(f.Refused), thousands(f.Unanswered))
+	stopped := ""
+	if f.Stopped > 0 {
+		stopped = fmt.Sprintf(", %s by an operator", thousands(f.Stopped))
+	}
+	fmt.Fprintf(w, "%s confirmed, %s cancelled: for %s nothing was left in stock, %s the bank refused, %s got no answer from payments%s.\n",
+		plural(f.Confirmed, "order was", "orders were"), thousands(f.Cancelled), thousands(f.Short), thousands(f.Refused), thousands(f.Unanswered), stopped)
 	fmt.Fprintf(w, "%s, of them %s; %s came again, and the barrier knew them.\n", plural(f.Payments, "payment"), plural(f.Refunds, "refund"), plural(f.PaymentRepeats, "call"))
 	fmt.Fprintf(w, "%s to shipping: %s again, of events that its inbox knew.\n\n", plural(f.Parcels+f.Repeats, "delivery", "deliveries"), thousands(f.Repeats))
 	return writeClaims(w, r.Claims)

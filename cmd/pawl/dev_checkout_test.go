@@ -175,6 +175,11 @@ Proof, from the tables:
 	if got := out.String(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+	out.Reset()
+	if r.Figures.Stopped = 2; r.write(a) != nil {
+		t.Fatal("no report")
+	}
+	mentions(t, out.String(), "10 got no answer from payments, 2 by an operator.\n")
 	for i := range devDiffMax + 2 {
 		r.Claims[1].Differences = append(r.Claims[1].Differences, fmt.Sprintf("ada: %d\x1b", i))
 	}

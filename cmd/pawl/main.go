@@ -106,6 +106,7 @@ type sagaCmd struct {
 	List        sagaListCmd        `cmd:"" help:"List sagas, newest first."`
 	Show        sagaShowCmd        `cmd:"" help:"Say what a saga needs, draw its steps, and tell what happened to it."`
 	Start       sagaStartCmd       `cmd:"" help:"Start a saga."`
+	Signal      sagaSignalCmd      `cmd:"" help:"Bring a saga the signal that it waits for."`
 	Cancel      sagaCancelCmd      `cmd:"" help:"Undo a saga that has not passed its pivot."`
 	Retry       sagaRetryCmd       `cmd:"" help:"Try again what is stuck."`
 	Skip        sagaSkipCmd        `cmd:"" help:"Go on as if a stuck step, or its compensation, had ended."`

@@ -32,11 +32,11 @@ func (s *sagaStory) advice() {
 	s.rescue(stuck)
 	var ahead []string
 	for _, st := range s.Steps {
-		if mark, text, see := s.waits(st); mark != "" && s.advised < sagaAdviceMax {
+		if mark, text, verb, what := s.waits(st); mark != "" && s.advised < sagaAdviceMax {
 			s.advised++
 			s.prose(fmt.Sprintf("  %-11s ", mark), text)
-			if see != "" {
-				s.command("saga show", see, "")
+			if verb != "" {
+				s.command(verb, what, "")
 			}
 		}
 		if st.State == saga.StepWaiting && s.unserved(st) {
@@ -233,10 +233,10 @@ func (s *sagaStory) behind(st saga.StepStory) []string {
 	return out
 }
 
-// waits says what a step waits for that may not come by itself, and which saga to look at, if any. mark "": nothing of that sort.
-func (s *sagaStory) waits(st saga.StepStory) (mark, text, see string) {
+// waits says what a step waits for that may not come by itself, and the command for it, if there is one. mark "": nothing of that sort.
+func (s *sagaStory) waits(st saga.StepStory) (mark, text, verb, what string) {
 	if st.State != saga.StepRunning && st.State != saga.StepUndoing {
-		return "", "", ""
+		return "", "", "", ""
 	}
 	name := st.Name
 	if st.State == saga.StepUndoing {
@@ -245,25 +245,25 @@ func (s *sagaStory) waits(st saga.StepStory) (mark, text, see string) {
 	child, j := s.children[st.Child], s.job(st)
 	switch {
 	case st.State == saga.StepRunning && child.stuck != "":
-		return "STUCK", fmt.Sprintf("%s waits for saga %s, which is stuck. See what it needs:", name, child.stuck), shellWord(child.stuck)
+		return "STUCK", fmt.Sprintf("%s waits for saga %s, which is stuck. See what it needs:", name, child.stuck), "saga show", shellWord(child.stuck)
 	case st.Until != nil && s.overdue(*st.Until), j != nil && (j.State == job.StateRetrying || j.State == job.StateScheduled) && s.overdue(j.At):
-		return "OVERDUE", name + ` should have gone on by now: see that a coordinator runs ("pawl serve"), and what "pawl doctor" says`, ""
+		return "OVERDUE", name + ` should have gone on by now: see that a coordinator runs ("pawl serve"), and what "pawl doctor" says`, "", ""
 	case st.State == saga.StepRunning && st.Kind == saga.KindSignal:
 		text = name + " waits for its signal, which somebody must send"
 		if st.Until != nil {
 			text += "; without it, the step fails " + s.due(*st.Until)
 		}
-		return "WAITS", text, ""
+		return "WAITS", text + ". VALUE is what it brings, as JSON:", "saga signal", shellWord(s.ID) + " " + shellWord(name) + " VALUE"
 	case s.unserved(st):
-		return "NOT SERVED", fmt.Sprintf("%s waits in queue %s, and no live worker serves it. Start the service that registers it, with a worker on that queue; nothing is lost meanwhile.", name, s.queueOf(st)), ""
+		return "NOT SERVED", fmt.Sprintf("%s waits in queue %s, and no live worker serves it. Start the service that registers it, with a worker on that queue; nothing is lost meanwhile.", name, s.queueOf(st)), "", ""
 	case j != nil && j.State == job.StateRetrying:
 		text = fmt.Sprintf("%s failed %s of %d, and goes again %s", name, plural(j.Attempt-1, "time"), j.MaxAttempts, s.due(j.At))
 		if why := lastError(j); why != "" {
 			text += "; the last error: " + clip(oneLine(why), sagaErrorMax)
 		}
-		return "RETRIES", text, ""
+		return "RETRIES", text, "", ""
 	}
-	return "", "", ""
+	return "", "", "", ""
 }
 
 // whyOf is the reason or the error of an event, on one line.

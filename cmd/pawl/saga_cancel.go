@@ -76,8 +76,8 @@ func (a *app) actOnSaga(id, what string, question func(*saga.Story) error, do fu
 	if err != nil {
 		return err
 	}
-	did := "unchanged"
-	if slices.ContainsFunc(is.Events[len(was.Events):], func(e saga.Event) bool { return e.What == what }) {
+	did, last := "unchanged", was.Events[len(was.Events)-1].Seq
+	if slices.ContainsFunc(is.Events, func(e saga.Event) bool { return e.Seq > last && e.What == what }) {
 		did = what
 	}
 	switch {

@@ -13,7 +13,7 @@ type sagaDefinitionsCmd struct{}
 
 // Help is the long help text.
 func (*sagaDefinitionsCmd) Help() string {
-	return `Services register definitions when they start; sagas keep the version that they started with. OPEN: sagas that are not at an end. UNSERVED: steps that no live worker handles; sagas that come to them wait until one does.`
+	return `Services register definitions when they start; sagas keep the version that they started with. OPEN: sagas that are not at an end; 7+ are at least 7, since only the newest 20,000 sagas of the namespace are looked at. UNSERVED: steps that no live worker handles; sagas that come to them wait until one does.`
 }
 
 // Run lists definitions.
@@ -56,7 +56,11 @@ func (c *sagaDefinitionsCmd) Run(a *app) error {
 		case len(missing) > 0:
 			unserved = strings.Join(missing, ",")
 		}
-		t.row(d.Name, strconv.Itoa(d.Version), ago(now, d.RegisteredAt), strconv.Itoa(len(d.Steps)), strconv.FormatInt(d.Open, 10), unserved)
+		open := strconv.FormatInt(d.Open, 10)
+		if d.OpenAtLeast {
+			open += "+"
+		}
+		t.row(d.Name, strconv.Itoa(d.Version), ago(now, d.RegisteredAt), strconv.Itoa(len(d.Steps)), open, unserved)
 	}
 	return t.end()
 }

@@ -175,7 +175,7 @@ func sagaStories() map[string]*sagaStory {
 	for i := range 300 {
 		many.Events = append(many.Events, happened(time.Duration(i)*time.Minute, "undo_exhausted", fmt.Sprintf("s%d", i%8), saga.StateStuck, `{"error": "full"}`, ""))
 	}
-	many.At = sagaBegin
+	many.At, many.LeftOut = sagaBegin, 12_345
 
 	below := failed(step("bill", saga.StepStuck), "saga checkout:4711/bill: forced")
 	below.Kind, below.Child, below.JobID, below.Attempt, below.MaxAttempts = saga.KindChild, "checkout:4711/bill", 12, 1, 25

@@ -160,7 +160,7 @@ func advised(t *testing.T, url, id, command string) []string {
 	out := must(t, exitOK, url, "saga", "show", id)
 	for line := range strings.Lines(out) {
 		if args, ok := strings.CutPrefix(strings.TrimSpace(line), "pawl "); ok && strings.HasPrefix(args, command+" ") {
-			args = strings.NewReplacer("'WHY'", "because", "OUTPUT", `{"done":"by-hand"}`).Replace(args)
+			args = strings.NewReplacer("'WHY'", "because", "OUTPUT", `{"done":"by-hand"}`, "VALUE", "true").Replace(args)
 			return strings.Fields(args)
 		}
 	}
@@ -263,8 +263,20 @@ func TestSagaDefinitions(t *testing.T) {
 	if d := got.Definitions; len(d) != 1 || d[0].Name != "checkout" || d[0].Version != 2 || d[0].Open != 1 || len(d[0].Steps) != 5 || !d[0].Steps[0].Served || d[0].Steps[2].Served {
 		t.Errorf("got %+v", got)
 	}
+	if got.Definitions[0].OpenAtLeast {
+		t.Errorf("not all were looked at: %+v", got)
+	}
 	awaitText(t, url, "NOT SERVED  label waits in queue shop", "saga", "show", "one")
 	mentions(t, must(t, exitOK, url, "saga", "show", "one"), "AHEAD       No live worker serves ship;", "✓      reserve       succeeded  shop", "1/2", `{"done":"reserve"}`)
+
+	// More sagas than are looked at: what is counted is the least.
+	mustExec(t, pool, fmt.Sprintf(`INSERT INTO pawl.saga (ns, id, root_id, definition_id, started_at, key, started_by, input)
+		SELECT x.ns, nextval('pawl.saga_id'), x.id, x.definition_id, now(), 'more ' || i, 'test', '{}' FROM pawl.saga x, generate_series(1, %d) i`, saga.ListScanMax))
+	startSaga(t, url, "two", `{}`, saga.StateRunning)
+	if d := mustJSON[listing](t, exitOK, url, "saga", "definitions").Definitions[0]; d.Open != 1 || !d.OpenAtLeast {
+		t.Errorf("of too many: got %d, %t", d.Open, d.OpenAtLeast)
+	}
+	mentions(t, must(t, exitOK, url, "saga", "definitions"), "  1+  ")
 }
 
 // TestSagaStuck gets sagas that are stuck to their ends by the commands that show says.
@@ -436,7 +448,7 @@ func TestSagaParts(t *testing.T) {
 	awaitStep(t, url, "o 1", 1)
 	out := must(t, exitOK, url, "saga", "show", "o 1")
 	mentions(t, out, "STUCK       bill waits for saga o 1/bill, which is stuck. See what it needs:\n      pawl saga show 'o 1/bill'\n", "running    default  -        saga o 1/bill STUCK",
-		"3 of 3 units over", "over in 59m", "WAITS       approval waits for its signal, which somebody must send; without it, the step fails in 1h59m", "waits for its signal, and fails in 1h59m",
+		"3 of 3 units over", "over in 59m", "WAITS       approval waits for its signal, which somebody must send; without it, the step fails in 1h59m", "\n      pawl saga signal 'o 1' approval VALUE\n", "waits for its signal, and fails in 1h59m",
 		"into 3 units", "is saga o 1/bill")
 	mentions(t, must(t, exitOK, url, "saga", "show", "o 1/bill"), "no paper", "part of  saga o 1, which waits for it", "pawl saga skip 'o 1/bill' print --as done")
 	must(t, exitOK, url, "saga", "force", "o 1/bill", "--reason", "no paper anywhere", "--yes")

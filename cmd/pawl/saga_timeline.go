@@ -30,6 +30,9 @@ func (s *sagaStory) timeline() {
 	steps = min(steps, sagaStepMax)
 	s.line("")
 	s.line("timeline, all times in %s", s.StartedAt.In(s.zone).Format("MST"))
+	if s.LeftOut > 0 {
+		s.line("  (%s left out: of all but the newest %s, the last of each kind and step are told)", plural(s.LeftOut, "event is", "events are"), thousands(saga.EventsMax))
+	}
 	state, day, left := saga.StateRunning, "", len(moments)-sagaEventsMax
 	for i, m := range moments {
 		if i >= sagaEventsMax/2 && i < sagaEventsMax/2+left {

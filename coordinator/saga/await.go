@@ -18,7 +18,7 @@ import (
 const (
 	awaitMin      = 5 * time.Millisecond   // until a saga is looked for again, at first,
 	awaitMax      = 400 * time.Millisecond // and at last
-	awaitHear     = 10 * time.Millisecond  // until it is looked for at all, where workers of this process have handlers of the definition, and tell: twice as long as they took lately, but no less
+	awaitHear     = 10 * time.Millisecond  // until it is looked for at all, where workers of this process have handlers of all its steps, and tell: twice as long as they took lately, but no less
 	awaitServed   = 100 * time.Millisecond // and no more than this, which is also how long until the next look
 	awaitLately   = 8                      // sagas that lately means
 	awaitBatchMax = 250                    // sagas that are looked for in one statement
@@ -34,9 +34,9 @@ type Instance struct {
 }
 
 // Await waits until a saga has ended, and gives it. It holds no connection while it waits: one goroutine looks for all that wait for sagas of this definition on the same pool. Where workers of this process have
-// handlers of the definition, it hears from them of the ends of theirs, and looks after 10 ms (or, up to 100 ms, twice the time that sagas took lately), 100 ms later, then ever less often, at most every 400 ms; else it looks at once, after 5 ms, and so on. On a transaction or
-// connection it looks by itself. The error is ErrCompensated (a [CompensatedError]) or ErrForced, both with the instance; ErrNotFound; ErrUnfinished with ctx's cause; or the database's. It goes on waiting for a
-// saga that is stuck.
+// handlers of all steps, and of those of its children, and no timer or signal comes last, it hears from them of nearly all ends, and looks after 10 ms (or, up to 100 ms, twice the time that sagas took lately), 100 ms later, then ever less often, at
+// most every 400 ms; else it looks at once, after 5 ms, and so on, and hears of those that its workers bring about. On a transaction or connection it looks by itself. The error is ErrCompensated (a [CompensatedError]) or ErrForced, both with
+// the instance; ErrNotFound; ErrUnfinished with ctx's cause; or the database's. It goes on waiting for a saga that is stuck.
 func (d *Definition[In]) Await(ctx context.Context, on DB, id string) (*Instance, error) {
 	var a answer
 	if pool, ok := on.(*pgxpool.Pool); ok {
@@ -175,11 +175,38 @@ func (w *waiters) Pop() any {
 	return last
 }
 
-func (d *definition) newWaiter(id string) *waiter {
+// hears tells that workers of this process bring about the ends of sagas, but for those of which an operator, a deadline or another process's worker of the same steps does.
+func (d *definition) hears() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if len(d.served) == 0 {
+		return false
+	}
+	last := map[*step]bool{}
+	for _, s := range d.steps {
+		last[s] = true
+		for _, a := range s.opts.after {
+			delete(last, a)
+		}
+	}
+	for _, s := range d.steps {
+		switch s.kind {
+		case KindTimer, KindSignal: // its end is nobody's here
+			if last[s] {
+				return false
+			}
+		case KindStep, KindEach, KindChild:
+			if !s.served || s.child != nil && !s.child.hears() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (d *definition) newWaiter(id string) *waiter {
 	w := &waiter{id: id, since: session.Monotonic(), wait: awaitMin, told: make(chan answer, 1)}
-	if len(d.served) > 0 {
+	if d.hears() {
 		d.ends.mu.Lock()
 		w.at, w.wait = w.since+int64(min(max(2*d.ends.took, awaitHear), awaitServed)), awaitServed
 		d.ends.mu.Unlock()

@@ -201,6 +201,48 @@ func TestAwait_heard(t *testing.T) {
 	}
 }
 
+// Who awaits waits for word of an end before he looks only where workers of this process bring the end about: a definition of which another process does steps is looked at as one of which it does all.
+func TestAwait_served(t *testing.T) {
+	t.Parallel()
+	act := func(context.Context, *saga.Call[order]) (paid, error) { return paid{}, nil }
+	undo := func(context.Context, *saga.Call[order], *paid) error { return nil }
+	w, other := &fakeWorker{}, &fakeWorker{}
+	expect := func(what string, d *saga.Definition[order], hears bool) {
+		t.Helper()
+		if got := saga.FirstLook(d); (got >= 10*time.Millisecond) != hears {
+			t.Errorf("%s: the first look is after %s", what, got)
+		}
+	}
+
+	d := saga.Define[order]("two")
+	a := saga.Step[paid](d, "a")
+	pause := saga.Timer(d, "pause", time.Second, saga.After(a))
+	b := saga.Step[paid](d, "b", saga.After(pause))
+	expect("no steps", d, false)
+	saga.Handle(w, a, act, undo)
+	expect("one of two steps", d, false)
+	saga.Handle(other, b, act, undo)
+	expect("all, by two workers", d, true)
+
+	timed := saga.Define[order]("timed")
+	saga.Timer(timed, "pause", time.Second)
+	saga.Handle(w, saga.Step[paid](timed, "a"), act, undo)
+	expect("a timer last", timed, false)
+	asked := saga.Define[order]("asked")
+	c := saga.Step[paid](asked, "a")
+	saga.Signal[bool](asked, "yes", saga.After(c))
+	saga.Handle(w, c, act, undo)
+	expect("a signal last", asked, false)
+
+	bill := saga.Define[order]("bill")
+	send := saga.Step[paid](bill, "send")
+	parent := saga.Define[order]("parent")
+	saga.HandleChild(w, saga.Child(parent, "bill", bill, saga.ReadOnly()), func(_ context.Context, c *saga.Call[order]) (order, error) { return c.Input, nil }, nil)
+	expect("a child that another process does", parent, false)
+	saga.Handle(w, send, act, undo)
+	expect("a child that this one does", parent, true)
+}
+
 // A start that committed by itself wakes the workers of this process.
 func TestStart_wakes(t *testing.T) {
 	t.Parallel()

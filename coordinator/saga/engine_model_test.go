@@ -1,90 +1,107 @@
 package saga_test
 
 import (
-	"encoding/json"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
-
-	"github.com/pawl-dev/pawl/coordinator/saga"
 )
 
-const (
-	modelDefinitions = 40
-	modelSagas       = 8 // of each
-	modelMovesMax    = 20_000
-	modelNoise       = 250 // moves after which nobody cancels any more and no session dies
-)
+const modelMovesMax = 20_000
 
 var modelSeed = flag.Uint64("saga.seed", 0, "seed of TestEngineModel; 0: another each time")
 
 // A sagaModel is what is known of sagas to those who run their steps, and not what the engine says of them.
 type sagaModel struct {
 	*engine
+	modelVariant
 	rand  *rand.Rand
 	sagas map[string]*modelSaga
 	keys  []string
-	open  []string   // that have not ended
-	held  []*attempt // claimed
+	open  []string          // that have not ended
+	held  []*attempt        // claimed
+	holds map[string]string // semantic locks, and the saga that took each last
+	ends  map[string]int    // of sagas by their last state, and of attempts that found a semantic lock "held"
 	log   []string
 }
 
-type modelDef struct {
-	def      *saga.Definition[order]
-	steps    []modelStep
-	pivot    int // index, -1 for none
-	names    []string
-	signals  []string
-	deadline bool
+// A modelVariant is what there is in a model's sagas.
+type modelVariant struct {
+	name        string
+	definitions int
+	started     int // sagas of each
+	each        bool
+	leaves      int // the first of the definitions, which are children of the others too
+	many        int // units of a step; 0: few
 }
 
-type modelStep struct {
-	kind   saga.Kind
-	needs  []int
-	undo   bool
-	behind bool // the pivot, or is it
+var modelVariants = []modelVariant{
+	{name: "steps", definitions: 16, started: 5},
+	{name: "units", definitions: 12, started: 5, each: true},
+	{name: "children", definitions: 12, started: 5, leaves: 3},
+	{name: "all", definitions: 12, started: 5, each: true, leaves: 3},
+	{name: "many units", definitions: 2, started: 1, many: 1100}, // more than one run of 1,024
 }
 
-// modelSaga: facts of steps by index.
-type modelSaga struct {
-	*modelDef
-	key                                   string
-	began, ok, refused, unknown, undoings []bool
-	undone                                []int
-	ended                                 int // how often it was told
-	forced                                bool
-}
+// modelNoise is the number of moves after which nobody cancels any more and no session dies.
+const modelNoise = 120
 
-// TestEngineModel runs random sagas with random ends of steps, operators, deadlines, signals and deaths, and checks that each comes to an end that fits what happened.
+// TestEngineModel runs random sagas with random ends of steps, units and children, operators, deadlines, signals, semantic locks and deaths, and checks that each comes to an end that fits what happened.
 func TestEngineModel(t *testing.T) {
 	t.Parallel()
 	seed := *modelSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	m := &sagaModel{engine: newEngine(t), rand: rand.New(rand.NewPCG(seed, 0)), sagas: map[string]*modelSaga{}}
 	t.Logf("-saga.seed=%d", seed)
+	var mu sync.Mutex
+	ends, ran := map[string]int{}, 0
+	for i, v := range modelVariants {
+		t.Run(v.name, func(t *testing.T) {
+			t.Parallel()
+			m := &sagaModel{engine: newEngine(t), modelVariant: v, rand: rand.New(rand.NewPCG(seed, uint64(i))), sagas: map[string]*modelSaga{}, holds: map[string]string{}, ends: map[string]int{}}
+			m.run()
+			mu.Lock()
+			defer mu.Unlock()
+			for end, n := range m.ends {
+				ends[end] += n
+			}
+			ran++
+		})
+	}
 	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the last moves:\n%s", strings.Join(m.log[max(0, len(m.log)-60):], "\n"))
+		for _, end := range []string{"succeeded", "compensated", "forced", "held"} {
+			if ran == len(modelVariants) && ends[end] == 0 {
+				t.Errorf("nothing ended as %s: this run has proved little", end)
+			}
 		}
 	})
-	for i := range modelDefinitions {
-		m.startSome(m.define(i))
-	}
+}
+
+// run has sagas begin and come to their ends.
+func (m *sagaModel) run() {
+	m.Cleanup(func() {
+		if m.Failed() {
+			m.Logf("the last moves:\n%s", strings.Join(m.log[max(0, len(m.log)-60):], "\n"))
+		}
+	})
+	m.startAll()
 	m.open = slices.Clone(m.keys)
 	moves := []func(){
-		m.claimSome, m.claimSome, m.claimSome, m.endSome, m.endSome, m.endSome, m.endInTx, m.dueSome, m.timeSome, m.sendSome, m.operate, m.operate, m.mustSweep, m.prove,
+		m.claimSome, m.claimSome, m.claimSome, m.endSome, m.endSome, m.endSome, m.endInTx, m.endInTx, m.dueSome, m.timeSome, m.sendSome, m.operate, m.mustSweep,
 	}
 	noise := []func(){m.cancelSome, m.deadlineSome, m.loseAll, m.forceSome}
+	if m.many > 0 {
+		noise = []func(){m.loseAll}
+	}
 	n := 0
-	for ; len(m.open) > 0 && !t.Failed(); n++ {
+	for ; len(m.open) > 0 && !m.Failed(); n++ {
 		if n == modelMovesMax {
-			t.Fatalf("%d sagas have not ended, such as %s: %s", len(m.open), m.open[0], m.state(m.open[0]))
+			m.Fatalf("%d sagas have not ended, such as %s: %s", len(m.open), m.open[0], m.state(m.open[0]))
 		}
 		if n < modelNoise && n%4 == 0 {
 			noise[m.rand.IntN(len(noise))]()
@@ -93,26 +110,52 @@ func TestEngineModel(t *testing.T) {
 		if n%8 == 0 {
 			m.look()
 		}
+		if n%32 == 0 {
+			m.prove()
+		}
 	}
-	if t.Failed() {
+	if m.Failed() {
 		return
 	}
 	m.mustSweep()
 	m.prove()
 	m.endAll()
-	if err := m.none(); err != nil {
-		t.Error(err)
-	}
-	ends := map[string]int{}
+	m.look()
 	for _, key := range m.keys {
-		ends[m.check(m.sagas[key])]++
+		m.ends[m.check(m.sagas[key])]++
 	}
-	t.Logf("%d sagas in %d moves: %v", len(m.keys), n, ends)
-	for _, state := range []string{"succeeded", "compensated", "forced"} {
-		if ends[state] == 0 {
-			t.Errorf("no saga ended as %s: this run has proved little", state)
+	m.Logf("%d sagas in %d moves: %v", len(m.keys), n, m.ends)
+}
+
+// startAll registers the definitions, and starts the sagas.
+func (m *sagaModel) startAll() {
+	m.Helper()
+	var ds []*modelDef
+	for i := range m.definitions {
+		switch {
+		case m.many > 0:
+			ds = append(ds, m.defineMany(i, m.many, 2*i))
+		case i < m.leaves:
+			ds = append(ds, m.define(i, nil))
+		default:
+			ds = append(ds, m.define(i, ds[:m.leaves]))
 		}
+		m.startSome(ds[i])
 	}
+}
+
+func (m *sagaModel) startSome(d *modelDef) {
+	m.Helper()
+	var keys []string
+	for i := range m.started {
+		keys = append(keys, fmt.Sprintf("%s:%d", d.def.Name(), i))
+		m.newSaga(d, keys[i], nil)
+	}
+	deadline := 0
+	if d.deadline {
+		deadline = 3600_000
+	}
+	m.exec("SELECT pawl.saga_start(1::smallint, $1, 1, $2, array_fill('{}'::json, ARRAY[cardinality($2::text[])]), array_fill($3::bigint, ARRAY[cardinality($2::text[])]), NULL, false)", d.def.Name(), keys, deadline)
 }
 
 func (m *sagaModel) say(format string, args ...any) {
@@ -129,255 +172,6 @@ func (m *sagaModel) some(n int) []*modelSaga {
 		ss = append(ss, m.sagas[m.open[m.rand.IntN(len(m.open))]])
 	}
 	return ss
-}
-
-// define registers a definition of 1 to 8 steps.
-func (m *sagaModel) define(number int) *modelDef {
-	m.Helper()
-	n := 1 + m.rand.IntN(8)
-	d := &modelDef{def: saga.Define[order](fmt.Sprintf("model%d", number)), pivot: -1, deadline: m.chance(3)}
-	if m.chance(2) {
-		d.pivot = m.rand.IntN(n)
-	}
-	var made []saga.AnyStep
-	for i := range n {
-		s := modelStep{kind: saga.KindStep, behind: d.pivot >= 0 && i >= d.pivot}
-		switch {
-		case i == d.pivot: // behind all, as all must be before it or behind
-			for k := range i {
-				s.needs = append(s.needs, k)
-			}
-		case s.behind:
-			s.needs = append(s.needs, d.pivot+m.rand.IntN(i-d.pivot))
-		}
-		for k := range i {
-			if i != d.pivot && m.chance(3) && !slices.Contains(s.needs, k) {
-				s.needs = append(s.needs, k)
-			}
-		}
-		if i != d.pivot && m.chance(5) {
-			s.kind = []saga.Kind{saga.KindTimer, saga.KindSignal}[m.rand.IntN(2)]
-		}
-		made = append(made, m.declare(d, i, &s, made))
-		d.steps = append(d.steps, s)
-	}
-	registered(m, m.pool, d.def)
-	return d
-}
-
-func (m *sagaModel) declare(d *modelDef, i int, s *modelStep, made []saga.AnyStep) saga.AnyStep {
-	name := fmt.Sprintf("s%d", i)
-	d.names = append(d.names, name)
-	var opts []saga.StepOption
-	for _, k := range s.needs {
-		opts = append(opts, saga.After(made[k]))
-	}
-	switch s.kind {
-	case saga.KindTimer:
-		return saga.Timer(d.def, name, time.Hour, opts...)
-	case saga.KindSignal:
-		if m.chance(2) {
-			opts = append(opts, saga.Expires(time.Hour))
-		}
-		d.signals = append(d.signals, name)
-		return saga.Signal[int](d.def, name, opts...)
-	}
-	opts = append(opts, saga.Queue(engineQueue), saga.MaxAttempts(1+m.rand.IntN(3)))
-	switch {
-	case i == d.pivot:
-		opts = append(opts, saga.Pivot())
-	case s.behind:
-	case m.chance(5):
-		opts = append(opts, saga.ReadOnly())
-	default:
-		s.undo = true
-		opts = append(opts, saga.Undo(saga.MaxAttempts(1+m.rand.IntN(2))))
-	}
-	return saga.Step[paid](d.def, name, opts...)
-}
-
-func (m *sagaModel) startSome(d *modelDef) {
-	m.Helper()
-	var keys []string
-	for i := range modelSagas {
-		n := len(d.steps)
-		s := &modelSaga{
-			modelDef: d, key: fmt.Sprintf("%s:%d", d.def.Name(), i), began: make([]bool, n), ok: make([]bool, n), refused: make([]bool, n), unknown: make([]bool, n), undoings: make([]bool, n),
-			undone: make([]int, n),
-		}
-		m.sagas[s.key] = s
-		keys = append(keys, s.key)
-	}
-	m.keys = append(m.keys, keys...)
-	deadline := 0
-	if d.deadline {
-		deadline = 3600_000
-	}
-	m.exec("SELECT pawl.saga_start(1::smallint, $1, 1, $2, array_fill('{}'::json, ARRAY[cardinality($2::text[])]), array_fill($3::bigint, ARRAY[cardinality($2::text[])]), NULL, false)", d.def.Name(), keys, deadline)
-}
-
-// claimSome claims, and checks that what it is given may run now.
-func (m *sagaModel) claimSome() {
-	if m.chance(3) && len(m.held) > 60 {
-		return
-	}
-	for _, a := range m.mustClaim(1 + m.rand.IntN(60)) {
-		m.held = append(m.held, &a)
-		s := m.sagas[a.saga]
-		i := slices.Index(s.names, a.step)
-		m.say("claimed %s of %s, attempt %d", a.name(), a.saga, a.number)
-		switch {
-		case s.ended > 0 && !s.forced:
-			m.Errorf("%s: %s runs, and it has ended", s.key, a.name())
-		case a.undo:
-			m.mayUndo(s, i)
-			s.undoings[i] = true
-		default:
-			s.began[i] = true
-			if s.ok[i] {
-				m.Errorf("%s: %s runs after its success", s.key, a.name())
-			}
-			for _, k := range s.steps[i].needs {
-				if s.steps[k].kind == saga.KindStep && !s.ok[k] {
-					m.Errorf("%s: %s runs before %s has succeeded", s.key, a.name(), s.names[k])
-				}
-			}
-		}
-	}
-}
-
-// mayUndo checks that nothing of the saga runs, and that what stands on the step is undone.
-func (m *sagaModel) mayUndo(s *modelSaga, i int) {
-	if s.forced {
-		return
-	}
-	for _, h := range m.held {
-		if h.saga == s.key && !h.undo {
-			m.Errorf("%s: %s is undone while %s runs", s.key, s.names[i], h.name())
-		}
-	}
-	for k := range s.steps {
-		if s.needs(k, i) && s.toUndo(k) && s.undone[k] == 0 {
-			m.Errorf("%s: %s is undone before %s", s.key, s.names[i], s.names[k])
-		}
-	}
-	if !s.toUndo(i) || s.undone[i] > 0 {
-		m.Errorf("%s: %s is undone: began %t, refused %t, undone %d times", s.key, s.names[i], s.began[i], s.refused[i], s.undone[i])
-	}
-}
-
-// needs tells whether step k needs i, directly or not.
-func (d *modelDef) needs(k, i int) bool {
-	return slices.ContainsFunc(d.steps[k].needs, func(n int) bool { return n == i || d.needs(n, i) })
-}
-
-// toUndo tells whether the step may have done something that has to be undone.
-func (s *modelSaga) toUndo(i int) bool { return s.steps[i].undo && s.began[i] && !s.refused[i] }
-
-// release takes attempts out of those held.
-func (m *sagaModel) release(n int) []*attempt {
-	m.rand.Shuffle(len(m.held), func(i, k int) { m.held[i], m.held[k] = m.held[k], m.held[i] })
-	n = min(n, len(m.held))
-	as := m.held[:n:n]
-	m.held = slices.Clone(m.held[n:])
-	return as
-}
-
-// endSome ends some attempts in one transaction, one of them twice at times.
-func (m *sagaModel) endSome() { m.end(m.release(1 + m.rand.IntN(50))) }
-
-func (m *sagaModel) end(as []*attempt) {
-	if len(as) == 0 {
-		return
-	}
-	var es []ending
-	for _, a := range as {
-		x := ending{attempt: *a, outcome: []string{"succeeded", "succeeded", "succeeded", "succeeded", "succeeded", "succeeded", "failed", "failed", "discarded", "refused", "snoozed", "returned"}[m.rand.IntN(12)]}
-		if a.undo && x.outcome == "refused" {
-			x.outcome = "succeeded"
-		}
-		if x.outcome == "succeeded" {
-			x.result = fmt.Sprintf(`{"receipt":%d}`, a.job)
-		}
-		if m.chance(2) {
-			x.delay = new(int64)
-		}
-		es = append(es, x)
-	}
-	counted, ended, err := m.settle(m.pool, es...)
-	if err != nil {
-		m.Fatalf("settle: %v", err)
-	}
-	for i, x := range es {
-		m.say("%s of %s ended as %s: %s", x.name(), x.saga, x.outcome, counted[i])
-		m.count(&x.attempt, x.outcome, counted[i])
-	}
-	m.over(ended)
-}
-
-// count notes how an attempt ended.
-func (m *sagaModel) count(a *attempt, outcome, counted string) {
-	s := m.sagas[a.saga]
-	i := slices.Index(s.names, a.step)
-	switch {
-	case counted == "":
-		m.Errorf("%s: attempt %d of %s was lost to its session", a.saga, a.number, a.name())
-	case s.forced: // nobody hears of it any more
-	case a.undo && counted == "succeeded":
-		s.undone[i]++
-	case a.undo:
-	case counted == "succeeded":
-		s.ok[i] = true
-	case counted == "discarded" && outcome == "refused" && (!s.steps[i].behind || i == s.pivot):
-		s.refused[i] = true
-	case counted == "discarded" || counted == "cancelled":
-		s.unknown[i] = true
-	}
-}
-
-func (m *sagaModel) over(ended []string) {
-	for _, key := range ended {
-		m.say("%s has ended", key)
-		if m.sagas[key].ended++; m.sagas[key].ended > 1 {
-			m.Errorf("%s has ended twice", key)
-		}
-	}
-}
-
-// endInTx ends an attempt as the transaction of its handler does.
-func (m *sagaModel) endInTx() {
-	for _, a := range m.release(1) {
-		var ended []string
-		if err := m.pool.QueryRow(m.ctx, "SELECT ended FROM pawl.finish_tx(1::smallint, $1, $2, $3, $4, '{}')", m.session, a.claim, a.nonce, a.ordinal).Scan(&ended); err != nil {
-			m.Fatalf("finish_tx: %v", err)
-		}
-		m.say("%s of %s succeeded in its transaction", a.name(), a.saga)
-		m.count(a, "succeeded", "succeeded")
-		m.over(ended)
-	}
-}
-
-// endAll ends what is held yet: it is of sagas that were forced.
-func (m *sagaModel) endAll() {
-	for _, a := range m.held {
-		if !m.sagas[a.saga].forced {
-			m.Errorf("%s of %s runs, and it has ended", a.name(), a.saga)
-		}
-	}
-	for len(m.held) > 0 {
-		m.end(m.release(len(m.held)))
-		m.dueSome()
-		m.claimSome()
-	}
-}
-
-// loseAll has the session die. What it held was lost; those that had no attempt left may have been done.
-func (m *sagaModel) loseAll() {
-	if m.chance(2) {
-		m.die()
-		m.say("the session died")
-		m.held = nil
-	}
 }
 
 // dueSome lets the time of retries come.
@@ -417,21 +211,30 @@ func (m *sagaModel) sendSome() {
 }
 
 func (m *sagaModel) cancelSome() {
-	for _, s := range m.some(4) {
+	for _, s := range m.some(2) {
 		m.allow("cancel", s.key, m.act(m.pool, s.key, "cancelled", nil), "PW022", "PW023")
 	}
 }
 
+// forceSome has an operator end a saga as it stands, and its children with it.
 func (m *sagaModel) forceSome() {
 	s := m.some(1)[0]
-	if s.ended > 0 || m.state(s.key) == "succeeded" {
+	if final(m.state(s.key)) {
 		return
 	}
+	forced := []*modelSaga{s}
+	for _, c := range s.children {
+		if c != nil && !final(m.state(c.key)) {
+			forced = append(forced, c)
+		}
+	}
 	err := m.act(m.pool, s.key, "forced", nil)
-	m.allow("force", s.key, err, "PW023")
+	m.allow("force", s.key, err)
 	if err == nil {
-		s.forced = true
-		s.ended++
+		for _, f := range forced {
+			f.forced = true
+			f.ended++
+		}
 	}
 }
 
@@ -448,10 +251,7 @@ func (m *sagaModel) operate() {
 		undo := s.undoings[i]
 		switch m.rand.IntN(4) {
 		case 0, 1:
-			m.allow("retry", key, m.act(m.pool, key, "retried", nil))
-			for _, k := range at {
-				s.unknown[k] = false
-			}
+			m.retry(s, at)
 		case 2:
 			m.allow("skip "+s.names[i]+" of", key, m.act(m.pool, key, "skipped", s.names[i]))
 			if undo {
@@ -470,6 +270,23 @@ func (m *sagaModel) operate() {
 	}
 }
 
+// retry has a saga try again what it is stuck at, of units those that have failed; a child that has ended does not begin again.
+func (m *sagaModel) retry(s *modelSaga, at []int32) {
+	err := m.act(m.pool, s.key, "retried", nil)
+	m.allow("retry", s.key, err, "PW025")
+	if (err == nil) != slices.ContainsFunc(at, func(k int32) bool { return s.children[k] == nil || s.undoings[k] }) {
+		m.Errorf("%s: is retried at %v: %v", s.key, at, err)
+	}
+	for _, k := range at {
+		s.unknown[k] = false
+		for n := range s.units[k] {
+			if s.units[k][n].state == unitBad && !s.undoings[k] {
+				s.units[k][n].state = unitOut
+			}
+		}
+	}
+}
+
 // prove checks that no saga is forgotten.
 func (m *sagaModel) prove() {
 	if f := m.forgotten(); len(f) > 0 {
@@ -477,103 +294,22 @@ func (m *sagaModel) prove() {
 	}
 }
 
-// look finds out which sagas are open, and that those which were said to have ended have.
+// look finds out which sagas are open, and checks that those which were said to have ended have, and that semantic locks are of open ones.
 func (m *sagaModel) look() {
-	m.open = values[string](m.engine, `SELECT y.key FROM pawl.saga y CROSS JOIN LATERAL pawl.saga_now(1::smallint, y.id) x WHERE y.ns = 1 AND x.state NOT IN ('succeeded', 'compensated', 'forced') ORDER BY y.id`)
+	m.open = values[string](m.engine, `SELECT y.key FROM pawl.saga y CROSS JOIN LATERAL pawl.saga_now(1::smallint, y.id) x WHERE y.ns = 1 AND NOT pawl.saga_over(x.state) ORDER BY y.id`)
 	for _, key := range m.open {
 		if m.sagas[key].ended > 0 {
 			m.Errorf("%s has ended, and is open", key)
 		}
 	}
-}
-
-// modelEvent is a row of the history.
-type modelEvent struct {
-	Seq                                                            int
-	What, State                                                    string
-	Lined, Ok, Refused, Unknown, Signalled, Undoing, Undone, Stuck int64
-	Step                                                           int
-	JobSteps                                                       []int `json:"job_steps"`
-}
-
-// check compares the end of a saga, and its history, with the facts. It gives its state.
-func (m *sagaModel) check(s *modelSaga) string {
-	m.Helper()
-	var es []modelEvent
-	text := value[string](m.engine, `SELECT json_agg(x ORDER BY x.seq) FROM pawl.saga y JOIN pawl.saga_event x ON x.ns = 1 AND x.saga_id = y.id WHERE y.ns = 1 AND y.key = $1`, s.key)
-	if err := json.Unmarshal([]byte(text), &es); err != nil {
-		m.Fatal(err)
-	}
-	bad := func(format string, args ...any) {
-		m.Helper()
-		m.Errorf("%s: %s\n%s", s.key, fmt.Sprintf(format, args...), text)
-	}
-	last := es[len(es)-1]
-	m.checkHistory(s, es, bad)
-	pivot := s.pivot >= 0 && s.ok[s.pivot]
-	switch last.State {
-	case "succeeded":
-		for i := range s.steps {
-			if s.steps[i].kind == saga.KindStep && !s.ok[i] || s.undoings[i] || s.undone[i] > 0 {
-				bad("it succeeded: %s: ok %t, undone %d times", s.names[i], s.ok[i], s.undone[i])
-			}
-		}
-	case "compensated":
-		if pivot {
-			bad("it is compensated, and its pivot has succeeded")
-		}
-		for i := range s.steps {
-			if want := 0; s.undone[i] != want && !s.toUndo(i) || s.undone[i] != 1 && s.toUndo(i) {
-				bad("%s: undone %d times: began %t, refused %t", s.names[i], s.undone[i], s.began[i], s.refused[i])
-			}
-		}
-		if !slices.Contains(s.refused, true) && !slices.Contains(s.unknown, true) && !slices.ContainsFunc(es, func(e modelEvent) bool {
-			return e.What == "cancelled" || e.What == "expired" || e.What == "refused" || e.What == "exhausted"
-		}) {
-			bad("it is compensated, and nothing went wrong")
-		}
-	case "forced":
-		if !s.forced {
-			bad("nobody forced it")
+	var want []string
+	for name, key := range m.holds {
+		if slices.Contains(m.open, key) {
+			want = append(want, name+" "+key)
 		}
 	}
-	return last.State
-}
-
-// checkHistory checks what must be so in every history.
-func (m *sagaModel) checkHistory(s *modelSaga, es []modelEvent, bad func(format string, args ...any)) {
-	m.Helper()
-	final := []string{"succeeded", "compensated", "forced"}
-	var before modelEvent
-	undoable := int64(0)
-	for i, x := range s.steps {
-		if x.undo {
-			undoable |= 1 << i
-		}
-	}
-	for k, e := range es {
-		if e.Seq != k+1 || slices.Contains(final, e.State) != (k == len(es)-1) {
-			bad("event %d is the %dth of %d, of state %s", e.Seq, k+1, len(es), e.State)
-		}
-		if e.Ok&e.Refused|e.Ok&e.Unknown|e.Refused&e.Unknown|(e.Ok|e.Refused|e.Unknown)&^e.Lined|e.Undone&^e.Undoing|e.Undoing&^undoable != 0 {
-			bad("event %d: sets of steps overlap", e.Seq)
-		}
-		if before.Lined&^e.Lined|before.Ok&^e.Ok|before.Refused&^e.Refused|before.Undone&^e.Undone != 0 {
-			bad("event %d: a step has become less than it was", e.Seq)
-		}
-		for i := range s.steps {
-			if e.Lined&^before.Lined>>i&1 == 0 {
-				continue
-			}
-			for _, n := range s.steps[i].needs {
-				if e.Ok>>n&1 == 0 {
-					bad("event %d: %s is lined before %s is ok", e.Seq, s.names[i], s.names[n])
-				}
-			}
-		}
-		if e.Undoing != 0 && e.Lined&^(e.Ok|e.Refused|e.Unknown) != 0 {
-			bad("event %d: it undoes while steps are out", e.Seq)
-		}
-		before = e
+	slices.Sort(want)
+	if got := values[string](m.engine, `SELECT h.name || ' ' || y.key FROM pawl.saga_hold h JOIN pawl.saga y ON y.ns = 1 AND y.id = h.saga_id WHERE h.ns = 1 ORDER BY h.name COLLATE "C"`); !slices.Equal(got, want) {
+		m.Errorf("semantic locks: got %v, want %v", got, want)
 	}
 }

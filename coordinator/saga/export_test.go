@@ -34,3 +34,9 @@ func Looked[In any](d *Definition[In]) (n int) {
 	}
 	return n
 }
+
+// FirstLook tells how long who awaits a saga of d waits for word of its end before the first look.
+func FirstLook[In any](d *Definition[In]) time.Duration {
+	w := d.def.newWaiter("x")
+	return time.Duration(max(w.at-w.since, 0))
+}

@@ -160,10 +160,9 @@ func (d *definition) endTurn(pool *pgxpool.Pool, turn int64) {
 		defer stop()
 		row, err := d.startBatch(ctx, pool, batch, len(batch) > 1)
 		for i, one := range batch {
-			switch {
-			case err == nil:
+			if err == nil {
 				one.told <- started{duplicate: row.Duplicates[i]}
-			default:
+			} else {
 				one.told <- started{err: err, alone: db.Code(err) != ""}
 			}
 		}

@@ -74,7 +74,7 @@ func HandleTx[In, Out any](w Worker, s *StepOf[In, Out], act func(ctx context.Co
 }
 
 // HandleEach registers how a step is split and its units are done. split gives the units, up to UnitsMax; with none the step has succeeded. each does one, in whichever process has room, and may run more than
-// once for it: Call.Key tells units apart. Errors are as in Handle; when a unit is refused or exhausted, units that have not begun are refused too. undo undoes the step as a whole, whichever of its units were done: it
+// once for it: Call.Key tells units apart. Errors are as in Handle; when a unit is refused or exhausted, the others are done all the same, and then the step has failed. Units that have not begun when the saga is cancelled, or turns back for another step, are not. undo undoes the step as a whole, whichever of its units were done: it
 // must bear that any one was, was not, or will be.
 func HandleEach[In, Unit, Out any](w Worker, s *EachOf[In, Unit, Out], split func(ctx context.Context, c *Call[In]) ([]Unit, error), each func(ctx context.Context, c *Call[In], u Unit) (Out, error),
 	undo func(ctx context.Context, c *Call[In]) error,
@@ -170,13 +170,14 @@ func (s stepRef) ready(w Worker, act, undo bool, kind Kind) {
 	case !s.step.compensated() && undo:
 		bad("undo is given, and it has nothing to undo: it is the pivot, or behind it, or ReadOnly")
 	}
-	d.serve(w)
+	d.serve(w, s.step)
 }
 
-// serve has the definition know a worker in this process that does steps of it.
-func (d *definition) serve(w Worker) {
+// serve has the definition know a worker in this process that does a step of it.
+func (d *definition) serve(w Worker, s *step) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	s.served = true
 	for _, other := range d.served {
 		if other == w {
 			return

@@ -77,8 +77,12 @@ func hintAll(ctx context.Context, on DB, ns int16, queues []string) {
 	_ = db.New(on).SendHint(ctx, db.SendHintParams{Channel: session.Channel(ns), Payload: job.HintDue})
 }
 
+// ValueBytesMax is how large a signal's value may be, as JSON.
+const ValueBytesMax = 256 << 10
+
 // Send brings a value to a signal of a saga: in the caller's transaction if on is one. Sent before it is the signal's turn, it is kept until then. The first value counts: a second gives ErrNotWaiting, as does
-// one for a saga that compensates. The error is ErrNotFound if there is no such saga, ErrEnded if it has ended.
+// one for a saga that compensates. The error is ErrNotFound if there is no such saga, ErrEnded if it has ended,
+// ErrPayloadTooLarge for a value beyond ValueBytesMax.
 func Send[Out, In any](ctx context.Context, on DB, s *StepOf[In, Out], id string, value Out) error {
 	if s.step.kind != KindSignal {
 		return fmt.Errorf("send to step %q: %w: it is a %s, not a signal", s.step.name, ErrInvalid, s.step.kind)
@@ -94,6 +98,9 @@ func Send[Out, In any](ctx context.Context, on DB, s *StepOf[In, Out], id string
 func SendByName(ctx context.Context, on DB, ns int16, id, signal string, value json.RawMessage) error {
 	if len(value) == 0 {
 		value = json.RawMessage("null")
+	}
+	if len(value) > ValueBytesMax {
+		return fmt.Errorf("send %q to saga %s: %w: a value of %d bytes exceeds the %d allowed", signal, id, ErrPayloadTooLarge, len(value), ValueBytesMax)
 	}
 	row, err := db.New(on).SendToSaga(ctx, db.SendToSagaParams{Ns: ns, Key: id, Signal: signal, Value: value})
 	if err != nil {

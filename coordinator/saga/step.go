@@ -47,6 +47,8 @@ type step struct {
 	wait  time.Duration // of a timer
 	child *definition
 	opts  stepOptions
+
+	served bool // a worker of this process has a handler; under def.mu
 }
 
 // stepRef is what all typed steps have in common.

@@ -63,7 +63,8 @@ type Summary struct {
 	At        time.Time `json:"at"` // when the state began
 }
 
-// Story is all that is known of a saga.
+// Story is all that is known of a saga. Of one with more than EventsMax events the newest are told, and of the older ones the last of each kind and step, so that it tells how the saga and its steps stand; the state
+// may have begun earlier than At then.
 type Story struct {
 	Summary
 	StartedBy string            `json:"started_by"`
@@ -72,7 +73,8 @@ type Story struct {
 	Headers   map[string]string `json:"headers,omitempty"`
 	Parent    string            `json:"parent,omitempty"` // the saga that this one is a step of
 	Steps     []StepStory       `json:"steps"`            // each behind those it needs
-	Events    []Event           `json:"events"`           // oldest first
+	Events    []Event           `json:"events"`           // oldest first; where some are left out, their Seq tells
+	LeftOut   int               `json:"left_out"`         // events that are
 	Held      []string          `json:"held,omitempty"`   // the semantic locks that it has
 }
 
@@ -156,7 +158,8 @@ type Registered struct {
 	RegisteredAt time.Time        `json:"registered_at"`
 	Deadline     time.Duration    `json:"deadline_ns,omitempty"` // 0: none
 	Steps        []RegisteredStep `json:"steps"`
-	Open         int64            `json:"open"` // sagas that have not ended, among the newest ListScanMax of the namespace
+	Open         int64            `json:"open"`          // sagas that have not ended,
+	OpenAtLeast  bool             `json:"open_at_least"` // and there may be more: only the newest ListScanMax sagas of the namespace are looked at, and it has others
 }
 
 // RegisteredStep is a step of a definition that the database knows.
@@ -171,7 +174,7 @@ type RegisteredStep struct {
 }
 
 const (
-	// EventsMax is how many events of a saga a story has.
+	// EventsMax is how many events of a saga a story has, the newest; of older ones it has the last of each kind and step.
 	EventsMax = 10_000
 	// HeldMax is how many semantic locks of a saga a story has.
 	HeldMax = 1000
@@ -206,7 +209,7 @@ func get(ctx context.Context, q *db.Queries, ns int16, id string) (*Story, error
 	if err := json.Unmarshal(r.Spec, &def); err != nil {
 		return nil, fmt.Errorf("definition: %w", err)
 	}
-	events, err := q.ListSagaEvents(ctx, db.ListSagaEventsParams{Ns: ns, SagaID: r.ID, LimitRows: EventsMax})
+	events, err := q.ListSagaEvents(ctx, db.ListSagaEventsParams{Ns: ns, SagaID: r.ID, NewestRows: EventsMax})
 	if err != nil {
 		return nil, err
 	}
@@ -285,6 +288,7 @@ func (s *Story) tell(def spec, events []db.ListSagaEventsRow) {
 		}
 		s.Events = append(s.Events, told)
 	}
+	s.LeftOut = int(now.Seq) - len(events)
 	for i := range s.Steps {
 		s.Steps[i].State = stepState(now, int64(1)<<i, skipped[i])
 	}
@@ -424,7 +428,7 @@ func Definitions(ctx context.Context, on DB, ns int16) ([]Registered, error) {
 			return nil, fmt.Errorf("definition %s, version %d: %w", r.Name, r.Version, err)
 		}
 		out[i] = Registered{
-			Name: r.Name, Version: int(r.Version), Digest: r.Digest, RegisteredAt: r.RegisteredAt, Deadline: time.Duration(def.DeadlineMs) * time.Millisecond, Open: r.Open,
+			Name: r.Name, Version: int(r.Version), Digest: r.Digest, RegisteredAt: r.RegisteredAt, Deadline: time.Duration(def.DeadlineMs) * time.Millisecond, Open: r.Open, OpenAtLeast: r.Older,
 		}
 		for k := range def.Steps {
 			d := &def.Steps[k]

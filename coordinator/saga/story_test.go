@@ -2,6 +2,7 @@ package saga_test
 
 import (
 	"encoding/json"
+	"slices"
 	"testing"
 	"time"
 
@@ -49,5 +50,49 @@ func TestGet_waiting(t *testing.T) {
 	var back saga.StepStory
 	if err := json.Unmarshal(text, &back); err != nil || back.Until == nil || !back.Until.Equal(*s.Steps[1].Until) {
 		t.Errorf("got %+v, %v out of %s", back, err, text)
+	}
+}
+
+// A story of more events than it has room for tells how the saga stands now, what each step came to, and how many events are left out.
+func TestGet_long(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	ctx := t.Context()
+	d := saga.Define[order]("long")
+	a := saga.Step[paid](d, "a", saga.Pivot())
+	saga.Step[paid](d, "b", saga.After(a))
+	registered(t, pool, d)
+	started, err := d.Start(ctx, pool, order{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// a has succeeded; b was stuck and retried, again and again, and is stuck now.
+	const last = saga.EventsMax + 502
+	_, err = pool.Exec(ctx, `
+		INSERT INTO pawl.saga_event (ns, saga_id, seq, at, what, state, step, backward, lined, ok, refused, unknown, expanded, signalled, undoing, undone, stuck, jobs, job_steps, detail)
+		SELECT e.ns, e.saga_id, i, e.at + i * interval '1 s', w.what::pawl.saga_what, (CASE WHEN i > 2 AND i % 2 = 0 THEN 'stuck' ELSE 'running' END)::pawl.saga_state, CASE i WHEN 2 THEN 1 ELSE 2 END,
+		  false, 3, 1, 0, 0, 0, 0, 0, 0, CASE WHEN i > 2 AND i % 2 = 0 THEN 2 ELSE 0 END, CASE w.what WHEN 'exhausted' THEN NULL ELSE ARRAY[1000 + i] END, CASE w.what WHEN 'exhausted' THEN NULL ELSE '{2}'::smallint[] END,
+		  CASE w.what WHEN 'succeeded' THEN '{"cents":7}'::json ELSE '{"error":"no"}' END
+		FROM pawl.saga_event e, generate_series(2, $1::int) i, LATERAL (SELECT CASE WHEN i = 2 THEN 'succeeded' WHEN i % 2 = 0 THEN 'exhausted' ELSE 'retried' END AS what) w`, last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := tell(t, pool, started.ID)
+	if end := s.StartedAt.Add(last * time.Second); s.State != saga.StateStuck || s.At.Sub(end).Abs() > time.Second {
+		t.Errorf("it is %s since %s, want stuck since %s", s.State, s.At, end)
+	}
+	if st := s.Steps[0]; st.State != saga.StepSucceeded || string(st.Output) != `{"cents":7}` || st.JobID == 0 {
+		t.Errorf("what happened long ago: got %+v", st)
+	}
+	if st := s.Steps[1]; st.State != saga.StepStuck || st.Error != "no" || st.JobID != 1000+last-1 {
+		t.Errorf("what happens now: got %+v", st)
+	}
+	var seqs []int
+	for _, e := range s.Events[:5] {
+		seqs = append(seqs, e.Seq)
+	}
+	n, first := len(s.Events), last-saga.EventsMax+1
+	if want := []int{1, 2, first - 2, first - 1, first}; !slices.Equal(seqs, want) || s.Events[n-1].Seq != last || n != saga.EventsMax+4 || s.LeftOut != last-n {
+		t.Errorf("%d events, the first %v, the last %d, and %d left out; want the first %v", n, seqs, s.Events[n-1].Seq, s.LeftOut, want)
 	}
 }
