@@ -130,6 +130,7 @@ CREATE TABLE pawl.saga_timer (
   saga_id bigint      NOT NULL,
   step    smallint    NOT NULL,
   at      timestamptz NOT NULL,
+  seen    bigint      NOT NULL DEFAULT 0,  -- of -1: units whose jobs have ids up to here have been looked at
   PRIMARY KEY (ns, saga_id, step)
 );
 CREATE INDEX saga_timer_due ON pawl.saga_timer ((-ns), at, saga_id, step);
@@ -561,7 +562,7 @@ BEGIN
           END IF;
         END LOOP;
         IF v_withdraw THEN
-          INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
+          INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now, seen = 0;
         END IF;
       END IF;
       IF s.state = 'forced' THEN
@@ -1014,61 +1015,107 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Takes the jobs of a saga that compensates, or was forced to its end, out of the line; those that run are asked to stop, and answer. A pivot that has ever begun is left alone, since nobody could undo it.
+-- Takes the jobs of a saga that compensates, or was forced to its end, out of the line, with the units of its steps, which count as over and failed; those that run are asked to stop, and answer: sessions has whom
+-- to hint. A pivot that has ever begun is left alone, since nobody could undo it. One call looks at up to c_units_max units, since nobody claims from their line meanwhile; more: the next goes on behind them.
 -- In a transaction of its own: lines are locked before the saga.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.saga_withdraw(p_ns smallint, p_saga bigint, OUT jobs int, OUT queues text[], OUT ended text[])
+CREATE FUNCTION pawl.saga_withdraw(p_ns smallint, p_saga bigint, OUT jobs int, OUT more boolean, OUT sessions bigint[], OUT queues text[], OUT ended text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '5s' AS $$
 DECLARE
+  c_units_max CONSTANT int := 200;
+  c_error   CONSTANT text := 'withdrawn from the line';
   s         pawl.saga_event;
   v_at      timestamptz;
+  v_seen    bigint;
+  v_last    bigint;
+  v_open    bigint;
   v_pivot   bigint;
   v_began   boolean;
   v_was     pawl.job_state;
+  v_session bigint;
   w         record;
-  o_steps   smallint[];  -- what is waited for, and the newest job for it
-  o_jobs    bigint[];
+  o_steps   smallint[] := '{}';  -- what is waited for: steps, each with the newest job for it, then units
+  o_jobs    bigint[] := '{}';
+  o_units   int[] := '{}';
   v_steps   smallint[] := '{}';
   v_whats   pawl.saga_what[] := '{}';
+  v_details json[] := '{}';
+  u_steps   smallint[] := '{}';  -- units that were withdrawn
+  u_units   int[] := '{}';
 BEGIN
   jobs := 0;
+  more := false;
+  sessions := '{}';
   queues := '{}';
   ended := '{}';
-  SELECT y.at INTO v_at FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1;
+  SELECT y.at, y.seen INTO v_at, v_seen FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1;
+  IF NOT FOUND THEN
+    RETURN;  -- another node was here
+  END IF;
   SELECT y.* INTO s FROM pawl.saga_now(p_ns, p_saga) y;
   SELECT d.pivot INTO v_pivot FROM pawl.saga y JOIN pawl.saga_definition d ON d.ns = p_ns AND d.id = y.definition_id WHERE y.ns = p_ns AND y.id = p_saga;
-  IF s.backward OR s.state = 'forced' THEN
-    SELECT array_agg(x.step), array_agg(x.job) INTO o_steps, o_jobs
+  v_open := s.lined & ~(s.ok | s.refused | s.unknown);
+  IF v_seen = 0 AND (s.backward OR s.state = 'forced') THEN
+    SELECT coalesce(array_agg(x.step), '{}'), coalesce(array_agg(x.job), '{}'), array_fill(NULL::int, ARRAY[count(*)::int]) INTO o_steps, o_jobs, o_units
       FROM (
         SELECT DISTINCT ON (u.step) u.step, u.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) u(job, step)
         WHERE y.ns = p_ns AND y.saga_id = p_saga
-          AND (u.step > 0 AND s.expanded & (1::bigint << u.step - 1) = 0 AND s.lined & ~(s.ok | s.refused | s.unknown) & (1::bigint << u.step - 1) <> 0
+          AND (u.step > 0 AND v_open & ~s.expanded & (1::bigint << u.step - 1) <> 0
             OR u.step < 0 AND s.state = 'forced' AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
         ORDER BY u.step, y.seq DESC) x;
+  END IF;
+  IF v_open & s.expanded <> 0 AND (s.backward OR s.state = 'forced') THEN
+    SELECT o_steps || array_agg(x.saga_step), o_jobs || array_agg(x.id), o_units || array_agg(x.saga_unit), coalesce(count(*) = c_units_max, false), max(x.id)
+      INTO o_steps, o_jobs, o_units, more, v_last
+      FROM (
+        SELECT b.* FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) f(id, step)
+        CROSS JOIN LATERAL (SELECT z.id, z.saga_step, z.saga_unit FROM pawl.job z
+          WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.id > v_seen AND z.saga_id = p_saga AND z.saga_step = f.step AND z.saga_unit IS NOT NULL OFFSET 0) b
+        WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.what IN ('expanded', 'retried') AND v_open & s.expanded & (1::bigint << f.step - 1) <> 0
+          AND f.step > 0 AND f.id & 1023 = 0 AND f.id + 1024 > v_seen
+        ORDER BY b.id LIMIT c_units_max) x;
   END IF;
   -- The lines, in order, then the claims, in order, as everyone takes them. Nobody claims a job between the look at it and the deed.
   PERFORM pg_advisory_xact_lock(l.key)
     FROM (SELECT DISTINCT pawl.line_key(p_ns, b.queue_id, b.priority) AS key FROM unnest(o_jobs) u(id) CROSS JOIN LATERAL (SELECT y.queue_id, y.priority FROM pawl.job y WHERE y.ns = p_ns AND y.id = u.id OFFSET 0) b ORDER BY 1) l;
   FOR w IN
-    SELECT u.step, u.job,
-      ARRAY(SELECT z.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) z(job, step) WHERE y.ns = p_ns AND y.saga_id = p_saga AND z.step = u.step) AS jobs
-    FROM ROWS FROM (unnest(o_steps), unnest(o_jobs)) u(step, job) CROSS JOIN LATERAL pawl.job_state(p_ns, u.job) x
-    ORDER BY x.claim_id, u.step
+    SELECT u.step, u.job, u.unit, x.state,
+      CASE WHEN u.unit IS NULL THEN ARRAY(SELECT z.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) z(job, step)
+        WHERE y.ns = p_ns AND y.saga_id = p_saga AND z.step = u.step) END AS jobs
+    FROM ROWS FROM (unnest(o_steps), unnest(o_jobs), unnest(o_units)) u(step, job, unit) CROSS JOIN LATERAL pawl.job_state(p_ns, u.job) x
+    ORDER BY x.claim_id, u.step, u.job
   LOOP
+    CONTINUE WHEN w.state IS NULL OR w.state IN ('succeeded', 'discarded', 'cancelled');  -- the saga has heard of it, or the proof will find that it cannot
     v_began := EXISTS (SELECT FROM unnest(w.jobs) b CROSS JOIN LATERAL pawl.job_attempts(p_ns, b) a WHERE a.claim_id IS NOT NULL);
     CONTINUE WHEN v_began AND w.step > 0 AND v_pivot = 1::bigint << w.step - 1;
-    v_was := (pawl.job_withdraw(p_ns, w.job, 'its saga compensates')).was;
+    SELECT y.was, y.session_id INTO v_was, v_session FROM pawl.job_withdraw(p_ns, w.job, 'its saga compensates') y;
     jobs := jobs + 1;
-    IF v_was <> 'running' AND w.step > 0 THEN
+    IF v_was = 'running' AND v_session <> ALL (sessions) THEN
+      sessions := sessions || v_session;
+    END IF;
+    CONTINUE WHEN v_was NOT IN ('scheduled', 'retrying', 'available');
+    IF w.unit IS NOT NULL THEN
+      u_steps := u_steps || w.step;
+      u_units := u_units || w.unit;
+    ELSIF w.step > 0 THEN
       v_steps := v_steps || w.step;
       v_whats := v_whats || CASE WHEN v_began THEN 'exhausted' ELSE 'withdrawn' END::pawl.saga_what;
+      v_details := v_details || json_build_object('error', c_error);
     END IF;
   END LOOP;
+  SELECT v_steps || array_agg(x.step), v_whats || array_agg('units'::pawl.saga_what), v_details || array_agg(x.detail) INTO v_steps, v_whats, v_details
+    FROM (
+      SELECT u.step, json_build_object('over', count(*), 'failed', json_agg(u.unit ORDER BY u.unit), 'error', c_error) AS detail
+      FROM ROWS FROM (unnest(u_steps), unnest(u_units)) u(step, unit) GROUP BY u.step) x;
   IF cardinality(v_steps) > 0 THEN
-    SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill(p_saga, ARRAY[cardinality(v_steps)]), v_steps, v_whats, array_fill(json_build_object('error', 'withdrawn from the line'), ARRAY[cardinality(v_steps)])) a;
+    SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill(p_saga, ARRAY[cardinality(v_steps)]), v_steps, v_whats, v_details) a;
   END IF;
   -- Last, since who has the saga may be asking anew: that stays.
-  DELETE FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1 AND y.at = v_at;
+  IF more THEN
+    UPDATE pawl.saga_timer y SET seen = v_last WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1 AND y.at = v_at;
+  ELSE
+    DELETE FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1 AND y.at = v_at;
+  END IF;
 END $$;
 -- +goose StatementEnd
 

@@ -399,6 +399,46 @@ func TestSaga_eachCancelled(t *testing.T) {
 	}
 }
 
+// A step that runs, and a unit, hear that their saga was cancelled at once, not at the next heartbeat.
+func TestSaga_cancelledRunning(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	d := saga.Define[int]("cancelled-running")
+	alone := saga.Step[int](d, "alone")
+	fan := saga.Each[int, int](d, "fan")
+	registered(t, pool, d)
+	conf := quick()
+	conf.TTL = time.Hour
+	w := newWorker(t, pool, conf)
+	began, heard := make(chan string, 10), make(chan error, 10)
+	long := func(ctx context.Context, what string) (int, error) {
+		began <- what
+		<-ctx.Done()
+		heard <- context.Cause(ctx)
+		return 0, ctx.Err()
+	}
+	saga.Handle(w, alone, func(ctx context.Context, _ *saga.Call[int]) (int, error) { return long(ctx, "alone") }, func(context.Context, *saga.Call[int], *int) error { return nil })
+	saga.HandleEach(w, fan, func(context.Context, *saga.Call[int]) ([]int, error) { return []int{1}, nil },
+		func(ctx context.Context, _ *saga.Call[int], _ int) (int, error) { return long(ctx, "unit") }, func(context.Context, *saga.Call[int]) error { return nil })
+	run(t, w)
+	sweep(t, pool)
+	id := start(t, pool, d, 1)
+	for range 2 {
+		receive(t, "the step and the unit", began)
+	}
+	if err := saga.Cancel(t.Context(), pool, 1, id, "test", "enough"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := receive(t, "word of the cancel", heard); !errors.Is(err, job.ErrCancelled) {
+			t.Errorf("cause: got %v, want ErrCancelled", err)
+		}
+	}
+	if _, err := await(t, pool, d, id); !errors.Is(err, saga.ErrCompensated) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestSaga_child(t *testing.T) {
 	t.Parallel()
 	pool := dbtest.New(t)

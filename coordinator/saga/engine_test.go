@@ -203,6 +203,9 @@ func (e *engine) claim(on saga.DB, limit int) ([]attempt, error) {
 		as = append(as, a)
 		return nil
 	})
+	if err == nil && len(as) == 0 {
+		return e.claim(on, limit) // what was in front has been withdrawn
+	}
 	return as, err
 }
 

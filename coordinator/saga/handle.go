@@ -74,8 +74,8 @@ func HandleTx[In, Out any](w Worker, s *StepOf[In, Out], act func(ctx context.Co
 }
 
 // HandleEach registers how a step is split and its units are done. split gives the units, up to UnitsMax; with none the step has succeeded. each does one, in whichever process has room, and may run more than
-// once for it: Call.Key tells units apart. Errors are as in Handle; when a unit is refused or exhausted, units that have not begun are refused too. undo undoes the step as a whole, whichever of its units were done: it
-// must bear that any one was, was not, or will be.
+// once for it: Call.Key tells units apart. Errors are as in Handle; when a unit is refused or exhausted, the others are done all the same. Once the saga has turned back for another reason, units that have not begun
+// do not: they are taken out of the line, some hundreds at a time. undo undoes the step as a whole, whichever of its units were done: it must bear that any one was, was not, or will be.
 func HandleEach[In, Unit, Out any](w Worker, s *EachOf[In, Unit, Out], split func(ctx context.Context, c *Call[In]) ([]Unit, error), each func(ctx context.Context, c *Call[In], u Unit) (Out, error),
 	undo func(ctx context.Context, c *Call[In]) error,
 ) {

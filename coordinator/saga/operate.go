@@ -21,7 +21,7 @@ const (
 	NotDone Verdict = "not-done" // it was not done, and will not be
 )
 
-// Cancel has a saga compensated: jobs of its that wait in line are withdrawn, those that run answer first. actor and reason are kept with it; both are required. The error is ErrTooLate past the pivot, ErrEnded,
+// Cancel has a saga compensated: jobs of its that wait in line are withdrawn, those that run are asked to stop, their handlers' contexts being cancelled with cause job.ErrCancelled, and answer first. actor and reason are kept with it; both are required. The error is ErrTooLate past the pivot, ErrEnded,
 // or ErrNotFound. A saga that compensates is left alone.
 func Cancel(ctx context.Context, on DB, ns int16, id, actor, reason string) error {
 	return act(ctx, on, "cancel", db.ActOnSagaParams{Ns: ns, Key: id, What: "cancelled", Actor: actor, Reason: reason})
