@@ -68,6 +68,7 @@ CREATE TABLE pawl.saga (
   PRIMARY KEY (ns, id),
   UNIQUE (ns, key)
 );
+CREATE INDEX saga_parent ON pawl.saga (ns, parent_id, id) WHERE parent_id IS NOT NULL;
 
 CREATE TYPE pawl.saga_state AS ENUM ('running', 'compensating', 'stuck', 'succeeded', 'compensated', 'forced');
 
@@ -85,7 +86,7 @@ CREATE TYPE pawl.saga_what AS ENUM (
   'exhausted',       -- a step: its attempts are used up, and nobody knows whether it was done
   'withdrawn',       -- a step whose job had never begun
   'expanded',        -- a step has its units, or its child
-  'units',           -- units of a step are over; detail: over, outputs by number, failed
+  'units',           -- units of a step are over; detail: over, which units (a multirange), outputs by number, failed
   'undone',          -- a step's compensation
   'undo_exhausted',  -- a step's compensation, which goes on only by an operator
   'cancelled', 'expired',
@@ -526,14 +527,21 @@ BEGIN
               WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.what = 'units'
                 AND y.seq > (SELECT coalesce(max(z.seq), 0) FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.step = it.step AND z.what = 'retried');
             SELECT json_agg(b.args->'unit' ORDER BY b.saga_unit) INTO v_units
-              FROM pawl.saga_event y CROSS JOIN LATERAL unnest(y.jobs) WITH ORDINALITY f(id, k)
-              CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b
-              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.what = 'expanded';
+              FROM (SELECT z.jobs FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.step = it.step AND z.what = 'expanded' ORDER BY z.seq DESC LIMIT 1) y CROSS JOIN LATERAL unnest(y.jobs) f(id)
+              CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b;
             SELECT y.units, y.units_over - cardinality(v_failed), 0 INTO s.units, s.units_over, s.units_bad FROM pawl.saga_event y
               WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.units IS NOT NULL ORDER BY y.seq DESC LIMIT 1;
-            s.jobs := pawl.saga_units(g, d, it.step, v_units, v_failed);
-            s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
-            queues := queues || d.queues[it.step];
+            IF s.units_over + cardinality(v_failed) = s.units AND json_array_length(v_units) = s.units THEN
+              s.jobs := pawl.saga_units(g, d, it.step, v_units, v_failed);
+              s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
+              queues := queues || d.queues[it.step];
+            ELSE  -- jobs of its units are gone: it is split anew
+              s.units := NULL;
+              s.units_over := NULL;
+              s.units_bad := NULL;
+              s.expanded := s.expanded & ~v_bit;
+              v_todo := v_todo || it.step;
+            END IF;
           ELSE
             s.stuck := v_was.stuck;  -- a child that was forced stays what it is
           END IF;
@@ -718,7 +726,7 @@ BEGIN
     SELECT v_sagas || array_agg(x.saga), v_steps || array_agg(x.step), v_whats || array_agg('units'::pawl.saga_what), v_details || array_agg(x.detail)
       INTO v_sagas, v_steps, v_whats, v_details
       FROM (
-        SELECT u.saga, u.step, json_build_object('over', count(*),
+        SELECT u.saga, u.step, json_build_object('over', count(*), 'units', range_agg(int4range(u.unit, u.unit + 1))::text,
             'outputs', json_object_agg(u.unit, u.detail) FILTER (WHERE u.outcome = 'succeeded' AND u.detail::text <> 'null'),
             'failed', coalesce(json_agg(u.unit) FILTER (WHERE u.outcome <> 'succeeded'), '[]'),
             'error', min(u.detail->>'error') FILTER (WHERE u.outcome <> 'succeeded')) AS detail
@@ -1015,6 +1023,20 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
+-- The jobs behind p_after of the units of these steps, a mask, as far as they are kept.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.saga_units_of(s pawl.saga_event, p_steps bigint, p_after bigint) RETURNS TABLE (step smallint, job bigint, unit int)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+  RETURN QUERY
+    SELECT f.step, b.id, b.saga_unit FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) f(id, step)
+    CROSS JOIN LATERAL (SELECT z.id, z.saga_unit FROM pawl.job z
+      WHERE z.ns = s.ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.id > p_after AND z.saga_id = s.saga_id AND z.saga_step = f.step AND z.saga_unit IS NOT NULL OFFSET 0) b
+    WHERE y.ns = s.ns AND y.saga_id = s.saga_id AND y.what IN ('expanded', 'retried') AND f.step > 0 AND p_steps & (1::bigint << f.step - 1) <> 0
+      AND f.id & 1023 = 0 AND f.id + 1024 > p_after;  -- each run of units begins a draw of ids
+END $$;
+-- +goose StatementEnd
+
 -- Takes the jobs of a saga that compensates, or was forced to its end, out of the line, with the units of its steps, which count as over and failed; those that run are asked to stop, and answer: sessions has whom
 -- to hint. A pivot that has ever begun is left alone, since nobody could undo it. One call looks at up to c_units_max units, since nobody claims from their line meanwhile; more: the next goes on behind them.
 -- In a transaction of its own: lines are locked before the saga.
@@ -1065,15 +1087,8 @@ BEGIN
         ORDER BY u.step, y.seq DESC) x;
   END IF;
   IF v_open & s.expanded <> 0 AND (s.backward OR s.state = 'forced') THEN
-    SELECT o_steps || array_agg(x.saga_step), o_jobs || array_agg(x.id), o_units || array_agg(x.saga_unit), coalesce(count(*) = c_units_max, false), max(x.id)
-      INTO o_steps, o_jobs, o_units, more, v_last
-      FROM (
-        SELECT b.* FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) f(id, step)
-        CROSS JOIN LATERAL (SELECT z.id, z.saga_step, z.saga_unit FROM pawl.job z
-          WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.id > v_seen AND z.saga_id = p_saga AND z.saga_step = f.step AND z.saga_unit IS NOT NULL OFFSET 0) b
-        WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.what IN ('expanded', 'retried') AND v_open & s.expanded & (1::bigint << f.step - 1) <> 0
-          AND f.step > 0 AND f.id & 1023 = 0 AND f.id + 1024 > v_seen
-        ORDER BY b.id LIMIT c_units_max) x;
+    SELECT o_steps || array_agg(x.step), o_jobs || array_agg(x.job), o_units || array_agg(x.unit), count(*) = c_units_max, max(x.job) INTO o_steps, o_jobs, o_units, more, v_last
+      FROM (SELECT u.* FROM pawl.saga_units_of(s, v_open & s.expanded, v_seen) u ORDER BY u.job LIMIT c_units_max) x;
   END IF;
   -- The lines, in order, then the claims, in order, as everyone takes them. Nobody claims a job between the look at it and the deed.
   PERFORM pg_advisory_xact_lock(l.key)
@@ -1105,7 +1120,7 @@ BEGIN
   END LOOP;
   SELECT v_steps || array_agg(x.step), v_whats || array_agg('units'::pawl.saga_what), v_details || array_agg(x.detail) INTO v_steps, v_whats, v_details
     FROM (
-      SELECT u.step, json_build_object('over', count(*), 'failed', json_agg(u.unit ORDER BY u.unit), 'error', c_error) AS detail
+      SELECT u.step, json_build_object('over', count(*), 'units', range_agg(int4range(u.unit, u.unit + 1))::text, 'failed', json_agg(u.unit ORDER BY u.unit), 'error', c_error) AS detail
       FROM ROWS FROM (unnest(u_steps), unnest(u_units)) u(step, unit) GROUP BY u.step) x;
   IF cardinality(v_steps) > 0 THEN
     SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill(p_saga, ARRAY[cardinality(v_steps)]), v_steps, v_whats, v_details) a;
@@ -1119,8 +1134,9 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- The proof that no saga is forgotten: of up to p_limit sagas behind p_after, those that have not ended and have nothing to wait for: each step that is waited for has a job that can still end, a timer, a signal to
--- come, units or a child. last NULL: the round is over. Such a saga is given its step's job anew, and named.
+-- The proof that no saga is forgotten: looks at up to p_limit sagas behind p_after for one that has not ended and has nothing to wait for: no job, its own or a unit's, that can still end, no timer, no signal to
+-- come, no child that goes on. What it waited for counts as exhausted, since nobody knows what became of it, and the saga is named. last: where to go on, NULL: the round is over. At most one saga is locked, and
+-- put right, by a call: who has several takes them in the order of their roots.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.sweep_sagas_forgotten(p_ns smallint, p_after bigint, p_limit int, OUT last bigint, OUT forgotten text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '5s' AS $$
@@ -1139,8 +1155,10 @@ BEGIN
     CONTINUE WHEN pawl.saga_over(s.state) OR pawl.saga_lives(s, x.types);
     PERFORM pg_advisory_xact_lock(pawl.saga_lock_key(x.root_id));
     SELECT y.* INTO s FROM pawl.saga_now(p_ns, x.id) y;
-    CONTINUE WHEN pawl.saga_over(s.state) OR pawl.saga_lives(s, x.types);
-    forgotten := forgotten || x.key;
+    IF pawl.saga_over(s.state) OR pawl.saga_lives(s, x.types) THEN
+      RETURN;
+    END IF;
+    forgotten := ARRAY[x.key];
     FOR i IN 1 .. cardinality(x.types) LOOP
       IF s.undoing & ~s.undone & (1::bigint << i - 1) <> 0 THEN
         PERFORM pawl.saga_apply(p_ns, ARRAY[x.id], ARRAY[i::smallint], ARRAY['undo_exhausted'::pawl.saga_what], ARRAY['{"error":"its job is gone"}'::json], 'sweep');
@@ -1148,6 +1166,7 @@ BEGIN
         PERFORM pawl.saga_apply(p_ns, ARRAY[x.id], ARRAY[i::smallint], ARRAY['exhausted'::pawl.saga_what], ARRAY['{"error":"its job is gone"}'::json], 'sweep');
       END IF;
     END LOOP;
+    RETURN;
   END LOOP;
   IF v_n < p_limit THEN
     last := NULL;
@@ -1155,25 +1174,43 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Whether something can still happen to a saga that has not ended.
+-- Whether something can still happen to a saga that has not ended. Of units it looks at those of which the saga has not heard, the last ones first, since they are claimed last, and no further than to one that can end.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.saga_lives(s pawl.saga_event, p_types text[]) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
   v_open bigint := s.lined & ~(s.ok | s.refused | s.unknown);
+  v_bit  bigint;
+  v_told int4multirange;
+  e      record;
 BEGIN
-  IF s.stuck <> 0 OR v_open & s.expanded <> 0 OR EXISTS (SELECT FROM pawl.saga_timer y WHERE y.ns = s.ns AND y.saga_id = s.saga_id AND y.step <> 0) THEN
+  IF s.stuck <> 0 OR EXISTS (SELECT FROM pawl.saga_timer y WHERE y.ns = s.ns AND y.saga_id = s.saga_id AND y.step <> 0) THEN
     RETURN true;
   END IF;
   FOR i IN 1 .. cardinality(p_types) LOOP
-    IF p_types[i] = 'signal' AND v_open & (1::bigint << i - 1) <> 0 THEN
+    v_bit := 1::bigint << i - 1;
+    CONTINUE WHEN v_open & v_bit = 0;
+    IF p_types[i] = 'signal' THEN
       RETURN true;
+    ELSIF s.expanded & v_bit = 0 THEN
+      CONTINUE;
+    ELSIF p_types[i] = 'child' THEN
+      IF EXISTS (SELECT FROM pawl.saga y CROSS JOIN LATERAL pawl.saga_now(y.ns, y.id) n WHERE y.ns = s.ns AND y.parent_id = s.saga_id AND y.parent_step = i AND NOT pawl.saga_over(n.state)) THEN
+        RETURN true;
+      END IF;
+    ELSE
+      SELECT y.seq, y.jobs[1] AS first INTO e FROM pawl.saga_event y WHERE y.ns = s.ns AND y.saga_id = s.saga_id AND y.step = i AND y.what IN ('expanded', 'retried') ORDER BY y.seq DESC LIMIT 1;
+      SELECT coalesce(range_agg(r), '{}') INTO v_told FROM pawl.saga_event y CROSS JOIN LATERAL unnest((y.detail->>'units')::int4multirange) r
+        WHERE y.ns = s.ns AND y.saga_id = s.saga_id AND y.seq > e.seq AND y.step = i AND y.what = 'units';
+      IF EXISTS (SELECT FROM (SELECT u.job FROM pawl.saga_units_of(s, v_bit, e.first - 1) u WHERE NOT v_told @> u.unit ORDER BY u.job DESC OFFSET 0) u WHERE NOT pawl.job_finished(s.ns, u.job)) THEN
+        RETURN true;
+      END IF;
     END IF;
   END LOOP;
   RETURN EXISTS (
     SELECT FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) u(job, step)
     WHERE y.ns = s.ns AND y.saga_id = s.saga_id
-      AND (u.step > 0 AND v_open & (1::bigint << u.step - 1) <> 0 OR u.step < 0 AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
+      AND (u.step > 0 AND v_open & ~s.expanded & (1::bigint << u.step - 1) <> 0 OR u.step < 0 AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
       AND NOT pawl.job_finished(s.ns, u.job));
 END $$;
 -- +goose StatementEnd
@@ -1207,7 +1244,7 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.sweep_sagas_old, pawl.saga_lives, pawl.sweep_sagas_forgotten, pawl.saga_withdraw, pawl.sweep_sagas, pawl.saga_hold, pawl.saga_send, pawl.saga_act, pawl.saga_open, pawl.saga_same,
+DROP FUNCTION pawl.sweep_sagas_old, pawl.saga_lives, pawl.sweep_sagas_forgotten, pawl.saga_withdraw, pawl.saga_units_of, pawl.sweep_sagas, pawl.saga_hold, pawl.saga_send, pawl.saga_act, pawl.saga_open, pawl.saga_same,
   pawl.saga_start, pawl.saga_endings, pawl.saga_apply, pawl.saga_units, pawl.saga_output, pawl.saga_alert, pawl.saga_register, pawl.saga_now, pawl.saga_over, pawl.saga_args, pawl.saga_lock_key;
 DROP TABLE pawl.saga_hold, pawl.saga_timer, pawl.saga_event, pawl.saga, pawl.saga_definition;
 DROP TYPE pawl.saga_what, pawl.saga_state;

@@ -32,7 +32,7 @@ BEGIN
   RETURN QUERY
     SELECT o.key::int, o.value FROM pawl.saga_event e CROSS JOIN LATERAL json_each(e.detail->'outputs') o
     WHERE e.ns = p_ns AND e.saga_id = p_saga AND e.step = v_step AND e.what = 'units'
-    ORDER BY 1;
+    ORDER BY 1, e.seq;  -- a step that was split anew has two of some: the later counts
 END $$;
 -- +goose StatementEnd
 
