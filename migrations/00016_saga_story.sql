@@ -56,7 +56,7 @@ BEGIN
     LEFT JOIN LATERAL (
       SELECT json_object_agg(d.steps[x.step], CASE x.what WHEN 'skipped' THEN x.detail->'output' ELSE x.detail END) AS outputs FROM pawl.saga_event x
       WHERE x.ns = p_ns AND x.saga_id = s.id AND x.what IN ('succeeded', 'skipped') AND pawl.saga_over(n.state)
-        AND (n.ok & ~x.undoing) >> x.step - 1 & 1 = 1) o ON true;
+        AND (n.ok & ~x.undone) >> x.step - 1 & 1 = 1) o ON true;
 END $$;
 -- +goose StatementEnd
 
