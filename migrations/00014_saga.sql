@@ -157,6 +157,18 @@ CREATE FUNCTION pawl.saga_now(p_ns smallint, p_saga bigint) RETURNS SETOF pawl.s
 END;
 -- +goose StatementEnd
 
+-- The saga that a step is, or was last, having begun anew since; NULL: none.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.saga_child(p_ns smallint, p_saga bigint, p_step smallint) RETURNS pawl.saga
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  c pawl.saga;
+BEGIN
+  SELECT y.* INTO c FROM pawl.saga y WHERE y.ns = p_ns AND y.parent_id = p_saga AND y.parent_step = p_step ORDER BY y.id DESC LIMIT 1;
+  RETURN c;
+END $$;
+-- +goose StatementEnd
+
 -- Registers a definition, checked by the client, in the caller's transaction. id NULL: the name and version are there with another digest, and theirs is its spec. A spec that no client of ours writes raises 22023.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.saga_register(p_ns smallint, p_name text, p_version int, p_digest text, p_spec json, OUT id int, OUT theirs json)
@@ -421,7 +433,8 @@ BEGIN
           WHEN d.types[it.step] = 'each' AND json_typeof(it.detail) IS DISTINCT FROM 'array' THEN 'its units are not an array'
           WHEN d.types[it.step] = 'child' AND it.detail IS NULL THEN 'it gave no input' END;
         IF v_error IS NULL AND d.types[it.step] = 'child' THEN
-          v_key := g.key || '/' || d.steps[it.step];
+          v_key := g.key || '/' || d.steps[it.step]
+            || (SELECT CASE WHEN count(*) > 0 THEN '/' || count(*) + 1 ELSE '' END FROM pawl.saga y WHERE y.ns = p_ns AND y.parent_id = g.id AND y.parent_step = it.step);
           v_child := nextval('pawl.saga_id');
           INSERT INTO pawl.saga (ns, id, root_id, parent_id, parent_step, definition_id, started_at, deadline_at, key, started_by, input, headers)
             SELECT p_ns, v_child, g.root_id, g.id, it.step, y.id, v_now, v_now + y.deadline_ms * interval '1 ms', v_key, 'pawl', it.detail, g.headers
@@ -542,6 +555,9 @@ BEGIN
               s.expanded := s.expanded & ~v_bit;
               v_todo := v_todo || it.step;
             END IF;
+          ELSIF EXISTS (SELECT FROM pawl.saga_now(p_ns, (pawl.saga_child(p_ns, g.id, it.step)).id) y WHERE y.state = 'compensated') THEN  -- nothing of it is left: another one begins
+            s.expanded := s.expanded & ~v_bit;
+            v_todo := v_todo || it.step;
           ELSE
             s.stuck := v_was.stuck;  -- a child that was forced stays what it is
           END IF;
@@ -561,7 +577,7 @@ BEGIN
           IF d.types[i] IN ('timer', 'signal') THEN
             s.refused := s.refused | v_mask;
           ELSIF d.types[i] = 'child' AND s.expanded & v_mask <> 0 THEN
-            n_sagas := n_sagas || (SELECT y.id FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i]);
+            n_sagas := n_sagas || (pawl.saga_child(p_ns, g.id, i::smallint)).id;
             n_steps := n_steps || 0::smallint;
             n_whats := n_whats || CASE s.state WHEN 'forced' THEN 'forced' ELSE 'cancelled' END::pawl.saga_what;
             n_details := n_details || json_build_object('reason', format('saga %s %s', g.key, CASE s.state WHEN 'forced' THEN 'was forced to its end' ELSE 'has turned back' END));
@@ -907,8 +923,9 @@ BEGIN
   ELSIF p_what = 'retried' AND s.stuck = 0 THEN
     RAISE EXCEPTION 'pawl: saga % is not stuck: it is %', p_key, s.state USING ERRCODE = 'PW025';
   ELSIF p_what = 'retried' AND NOT EXISTS (SELECT FROM unnest(d.types) WITH ORDINALITY y(type, i), LATERAL (SELECT 1::bigint << y.i::int - 1 AS bit) m
-      WHERE s.stuck & m.bit <> 0 AND (y.type <> 'child' OR s.expanded & m.bit = 0 OR s.undoing & m.bit <> 0)) THEN
-    RAISE EXCEPTION 'pawl: saga % is stuck at a child that has ended, and does not begin again', p_key USING ERRCODE = 'PW025', HINT = 'Skip the step, or force the saga to its end.';
+      WHERE s.stuck & m.bit <> 0 AND (y.type <> 'child' OR s.expanded & m.bit = 0 OR s.undoing & m.bit <> 0
+        OR EXISTS (SELECT FROM pawl.saga_now(p_ns, (pawl.saga_child(p_ns, (o.saga).id, y.i::smallint)).id) c WHERE c.state = 'compensated'))) THEN
+    RAISE EXCEPTION 'pawl: saga % is stuck at a child that was forced to its end, and does not begin again', p_key USING ERRCODE = 'PW025', HINT = 'Skip the step, or force the saga to its end.';
   ELSIF p_what = 'cancelled' AND (s.ok | s.stuck) & d.pivot <> 0 THEN
     RAISE EXCEPTION 'pawl: saga % cannot be cancelled any more: it has passed its pivot', p_key USING ERRCODE = 'PW022', HINT = 'It goes forward. If its pivot is stuck and was not done, skip that as not done.';
   ELSIF p_what = 'cancelled' AND s.backward THEN
@@ -1245,7 +1262,7 @@ END $$;
 
 -- +goose Down
 DROP FUNCTION pawl.sweep_sagas_old, pawl.saga_lives, pawl.sweep_sagas_forgotten, pawl.saga_withdraw, pawl.saga_units_of, pawl.sweep_sagas, pawl.saga_hold, pawl.saga_send, pawl.saga_act, pawl.saga_open, pawl.saga_same,
-  pawl.saga_start, pawl.saga_endings, pawl.saga_apply, pawl.saga_units, pawl.saga_output, pawl.saga_alert, pawl.saga_register, pawl.saga_now, pawl.saga_over, pawl.saga_args, pawl.saga_lock_key;
+  pawl.saga_start, pawl.saga_endings, pawl.saga_apply, pawl.saga_units, pawl.saga_output, pawl.saga_alert, pawl.saga_register, pawl.saga_child, pawl.saga_now, pawl.saga_over, pawl.saga_args, pawl.saga_lock_key;
 DROP TABLE pawl.saga_hold, pawl.saga_timer, pawl.saga_event, pawl.saga, pawl.saga_definition;
 DROP TYPE pawl.saga_what, pawl.saga_state;
 DROP SEQUENCE pawl.saga_id;

@@ -109,7 +109,7 @@ func HandleEach[In, Unit, Out any](w Worker, s *EachOf[In, Unit, Out], split fun
 	}
 }
 
-// HandleChild registers how the input of the saga is made that is the step, and how the effects of one that succeeded are undone. The child's id is its parent's with a slash and the step's name behind it. A child that runs when its parent is
+// HandleChild registers how the input of the saga is made that is the step, and how the effects of one that succeeded are undone. The child's id is its parent's with a slash and the step's name behind it; begun anew by Retry, with another slash and its number. A child that runs when its parent is
 // compensated is cancelled, and undoes itself if it can. child is the child as it ended: it has succeeded, or an operator has forced it to an end as it stood. nil: none was started.
 func HandleChild[In, ChildIn any](w Worker, s *ChildOf[In, ChildIn], input func(ctx context.Context, c *Call[In]) (ChildIn, error), undo func(ctx context.Context, c *Call[In], child *Instance) error) {
 	s.ready(w, input != nil, undo != nil, KindChild)
