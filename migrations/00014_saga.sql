@@ -513,7 +513,7 @@ BEGIN
         WHEN 'undo_exhausted' THEN
           s.stuck := s.stuck | v_bit;
         WHEN 'cancelled', 'expired' THEN
-          s.backward := s.ok & d.pivot = 0;
+          s.backward := s.backward OR (s.ok | s.stuck) & d.pivot = 0;  -- a pivot that is stuck may have been done
         WHEN 'skipped' THEN
           s.stuck := s.stuck & ~v_bit;
           IF v_bit & s.undoing & ~s.undone <> 0 THEN
@@ -534,6 +534,7 @@ BEGIN
             INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, it.step, v_now + d.waits_ms[it.step] * interval '1 ms');
           ELSIF s.expanded & v_bit = 0 THEN
             v_todo := v_todo || it.step;
+            s.backward := s.backward AND v_bit <> d.pivot;  -- it goes forward, unless the pivot is refused
           ELSIF d.types[it.step] = 'each' THEN
             -- The units that failed since the step was last retried go again.
             SELECT array_agg((f.n #>> '{}')::int) INTO v_failed FROM pawl.saga_event y CROSS JOIN LATERAL json_array_elements(y.detail->'failed') f(n)

@@ -71,7 +71,7 @@ func (e *engine) lineKey(queue string) string {
 
 func claimKey(a attempt) string { return fmt.Sprintf("pawl.claim_key(%d)", a.claim) }
 
-// A pivot that may have been done is retried by an operator after the saga's time was over: the new job is not withdrawn, though it has never begun.
+// A pivot that may have been done is retried by an operator after the saga's time was over, and then the saga is cancelled: the new job is not withdrawn, though it has never begun.
 func TestEngine_withdrawRetriedPivot(t *testing.T) {
 	t.Parallel()
 	prove(t, func(e *engine) error {
@@ -84,7 +84,14 @@ func TestEngine_withdrawRetriedPivot(t *testing.T) {
 		e.mustSettle("failed", e.mustClaim(1, "b")...)
 		e.exec("UPDATE pawl.saga_timer SET at = now() - interval '1 s' WHERE step = 0")
 		e.exec("SELECT pawl.sweep_sagas(1::smallint, 100)")
+		if !value[bool](e, "SELECT pawl.saga_forward(1::smallint, $1)", e.id("1")) {
+			return errors.New("the deadline has turned a saga whose pivot may have been done")
+		}
 		e.mustAct("1", "retried", nil)
+		if got := e.state("1"); got != "running" {
+			return fmt.Errorf("state after the retry: got %s, want running: whether it goes forward is for the pivot to say", got)
+		}
+		e.mustAct("1", "cancelled", nil)
 		e.mustSweep()
 		as, err := e.claim(e.pool, 10)
 		if err != nil || len(as) != 1 || as[0].name() != "b" {
@@ -95,7 +102,7 @@ func TestEngine_withdrawRetriedPivot(t *testing.T) {
 			return fmt.Errorf("state: got %s, want succeeded", got)
 		}
 		return e.none()
-	}, without{
+	}, without{"no deadline turns a saga whose pivot is stuck", "saga_apply", "s.backward OR (s.ok | s.stuck) & d.pivot = 0", "s.backward OR s.ok & d.pivot = 0"}, without{
 		"a pivot that has begun before is left alone", "saga_withdraw", "EXISTS (SELECT FROM unnest(w.jobs) b CROSS JOIN LATERAL pawl.job_attempts(p_ns, b) a WHERE a.claim_id IS NOT NULL)",
 		"EXISTS (SELECT FROM pawl.job_attempts(p_ns, w.job) a WHERE a.claim_id IS NOT NULL)",
 	})
@@ -353,4 +360,48 @@ func TestEngine_withdrawUnitsAnew(t *testing.T) {
 		e.mustSettle("returned", again)
 		return errors.Join(err, e.none())
 	}, without{"what is asked for anew begins with the first", "saga_apply", "DO UPDATE SET at = v_now, seen = 0", "DO UPDATE SET at = v_now"})
+}
+
+// A saga was cancelled while its pivot ran, which then used up its attempts: an operator who retries it has the saga go forward, and a refusal turns it back again.
+func TestEngine_retriedPivot(t *testing.T) {
+	t.Parallel()
+	for _, outcome := range []string{"succeeded", "refused"} {
+		t.Run(outcome, func(t *testing.T) {
+			t.Parallel()
+			prove(t, func(e *engine) error {
+				d := saga.Define[order]("order", saga.Deadline(time.Hour))
+				a := engineStep(d, "a")
+				b := engineStep(d, "b", saga.After(a), saga.Pivot(), saga.MaxAttempts(1))
+				engineStep(d, "c", saga.After(b))
+				registered(e, e.pool, d)
+				e.mustStart("order", "1")
+				e.mustSettle("succeeded", e.mustClaim(1, "a")...)
+				pivot := e.mustClaim(1, "b")
+				e.mustAct("1", "cancelled", nil)
+				e.mustSettle("failed", pivot...)
+				e.exec("UPDATE pawl.saga_timer SET at = now() - interval '1 s' WHERE step = 0")
+				e.mustSweep()
+				if got := e.state("1"); got != "stuck" {
+					return fmt.Errorf("state: got %s, want stuck", got)
+				}
+				e.mustAct("1", "retried", nil)
+				if got := e.state("1"); got != "running" {
+					return fmt.Errorf("state after the retry: got %s, want running", got)
+				}
+				e.mustSettle(outcome, e.mustClaim(1, "b")...)
+				if outcome == "refused" {
+					return errors.Join(wantRun(e.runThrough(""), "a/undo"), e.expect("1", "compensated"))
+				}
+				return errors.Join(wantRun(e.runThrough(""), "c"), e.expect("1", "succeeded"))
+			}, without{"a retry of the pivot goes forward", "saga_apply", "s.backward := s.backward AND v_bit <> d.pivot;", ""})
+		})
+	}
+}
+
+// wantRun checks what ran.
+func wantRun(got []string, want ...string) error {
+	if !slices.Equal(got, want) {
+		return fmt.Errorf("then ran %v, want %v", got, want)
+	}
+	return nil
 }
