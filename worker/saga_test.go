@@ -514,6 +514,54 @@ func TestSaga_child(t *testing.T) {
 	}
 }
 
+// A child that was compensated behind the pivot begins anew by a retry, and those behind it read what the new one came to.
+func TestSaga_childAnew(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	inner := saga.Define[int]("inner")
+	work := saga.Step[note](inner, "work", fast)
+	d := saga.Define[int]("outer")
+	pay := saga.Step[note](d, "pay", saga.Pivot(), fast)
+	part := saga.Child(d, "part", inner, saga.After(pay), fast)
+	last := saga.Step[string](d, "last", saga.After(part), fast)
+	registered(t, pool, inner)
+	registered(t, pool, d)
+	w := newWorker(t, pool, quick())
+	var works atomic.Int32
+	saga.Handle(w, work, func(_ context.Context, c *saga.Call[int]) (note, error) {
+		if works.Add(1) == 1 {
+			return note{}, saga.Fail(errTest)
+		}
+		return note{"worked"}, nil
+	}, func(context.Context, *saga.Call[int], *note) error { return nil })
+	saga.Handle(w, pay, func(context.Context, *saga.Call[int]) (note, error) { return note{}, nil }, nil)
+	saga.HandleChild(w, part, func(_ context.Context, c *saga.Call[int]) (int, error) { return c.Input, nil }, nil)
+	saga.Handle(w, last, func(ctx context.Context, c *saga.Call[int]) (string, error) {
+		child, err := part.Output(ctx, c)
+		if err != nil {
+			return "", err
+		}
+		n, err := work.From(child)
+		return child.ID + " " + n.Text, err
+	}, nil)
+	run(t, w)
+	id := start(t, pool, d, 1)
+	untilStuck(t, pool, id)
+	if err := saga.Retry(t.Context(), pool, 1, id, "test", "again"); err != nil {
+		t.Fatal(err)
+	}
+	i, err := await(t, pool, d, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := last.From(i); err != nil || got != id+"/part/2 worked" {
+		t.Errorf("behind the child: got %q, %v, want what %s/part/2 came to", got, err, id)
+	}
+	if got := tell(t, pool, id).Steps[1].Child; got != id+"/part/2" {
+		t.Errorf("child in the story: got %q, want %s/part/2", got, id)
+	}
+}
+
 func TestSaga_timer(t *testing.T) {
 	t.Parallel()
 	pool := dbtest.New(t)
