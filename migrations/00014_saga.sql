@@ -1119,8 +1119,9 @@ BEGIN
     ORDER BY x.claim_id, u.step, u.job
   LOOP
     CONTINUE WHEN w.state IS NULL OR w.state IN ('succeeded', 'discarded', 'cancelled');  -- the saga has heard of it, or the proof will find that it cannot
-    v_began := EXISTS (SELECT FROM unnest(w.jobs) b CROSS JOIN LATERAL pawl.job_attempts(p_ns, b) a WHERE a.claim_id IS NOT NULL);
-    CONTINUE WHEN v_began AND w.step > 0 AND v_pivot = 1::bigint << w.step - 1;
+    v_began := EXISTS (SELECT FROM unnest(w.jobs) b CROSS JOIN LATERAL pawl.job_attempts(p_ns, b) a
+      WHERE a.claim_id IS NOT NULL AND (a.outcome = 'returned' AND a.detail->>'unrun' = 'true') IS NOT TRUE);
+    CONTINUE WHEN s.state <> 'forced' AND v_began AND w.step > 0 AND v_pivot = 1::bigint << w.step - 1;
     SELECT y.was, y.session_id INTO v_was, v_session FROM pawl.job_withdraw(p_ns, w.job, 'its saga compensates') y;
     jobs := jobs + 1;
     IF v_was = 'running' AND v_session <> ALL (sessions) THEN
