@@ -44,15 +44,20 @@ func (c *Coordinator) fireSagas(ctx context.Context, r *Report) (next time.Durat
 		next = untilNext(row.NextInMs)
 		r.Did += int64(row.Did)
 		c.hintQueues(ctx, row.Queues)
+		more := row.Did == sagaTimersMax
 		for _, id := range row.Withdraw {
 			got, err := c.q.WithdrawSaga(ctx, db.WithdrawSagaParams{Ns: c.conf.Namespace, SagaID: id})
 			if err != nil {
 				faults = append(faults, fmt.Errorf("jobs of saga %d: %w", id, err))
 				continue
 			}
+			more = more || got.More
 			c.hintQueues(ctx, got.Queues)
+			for _, s := range got.Sessions {
+				c.sendHint(ctx, session.Hint(s))
+			}
 		}
-		if row.Did < sagaTimersMax || len(faults) > 0 {
+		if !more || len(faults) > 0 {
 			break
 		}
 	}
@@ -100,6 +105,10 @@ func (c *Coordinator) removeSagas(ctx context.Context, r *Report) error {
 
 func (c *Coordinator) hintQueues(ctx context.Context, names []string) {
 	for _, name := range names {
-		_ = c.q.SendHint(ctx, db.SendHintParams{Channel: session.Channel(c.conf.Namespace), Payload: "n" + name}) // hints are hints
+		c.sendHint(ctx, "n"+name)
 	}
+}
+
+func (c *Coordinator) sendHint(ctx context.Context, payload string) {
+	_ = c.q.SendHint(ctx, db.SendHintParams{Channel: session.Channel(c.conf.Namespace), Payload: payload}) // hints are hints
 }

@@ -418,7 +418,7 @@ func (q *Queries) SweepSessions(ctx context.Context, arg SweepSessionsParams) (S
 }
 
 const withdrawSaga = `-- name: WithdrawSaga :one
-SELECT jobs::int AS jobs, queues::text[] AS queues FROM pawl.saga_withdraw($1::smallint, $2::bigint)
+SELECT more::boolean AS more, sessions::bigint[] AS sessions, queues::text[] AS queues FROM pawl.saga_withdraw($1::smallint, $2::bigint)
 `
 
 type WithdrawSagaParams struct {
@@ -427,13 +427,15 @@ type WithdrawSagaParams struct {
 }
 
 type WithdrawSagaRow struct {
-	Jobs   int32
-	Queues []string
+	More     bool
+	Sessions []int64
+	Queues   []string
 }
 
+// more: units are left, for another call. sessions: those that run what was asked to stop.
 func (q *Queries) WithdrawSaga(ctx context.Context, arg WithdrawSagaParams) (WithdrawSagaRow, error) {
 	row := q.db.QueryRow(ctx, withdrawSaga, arg.Ns, arg.SagaID)
 	var i WithdrawSagaRow
-	err := row.Scan(&i.Jobs, &i.Queues)
+	err := row.Scan(&i.More, &i.Sessions, &i.Queues)
 	return i, err
 }

@@ -63,6 +63,25 @@ func (q *Queries) FindSaga(ctx context.Context, arg FindSagaParams) (int64, erro
 	return id, err
 }
 
+const findSagaChild = `-- name: FindSagaChild :one
+SELECT coalesce((pawl.saga_child(s.ns, s.id, array_position(d.steps, $1::text)::smallint)).key, '')::text AS key
+FROM pawl.saga s JOIN pawl.saga_definition d ON d.ns = s.ns AND d.id = s.definition_id WHERE s.ns = $2::smallint AND s.id = $3::bigint
+`
+
+type FindSagaChildParams struct {
+	Step   string
+	Ns     int16
+	SagaID int64
+}
+
+// The id of the saga that a step is, the newest; ”: none.
+func (q *Queries) FindSagaChild(ctx context.Context, arg FindSagaChildParams) (string, error) {
+	row := q.db.QueryRow(ctx, findSagaChild, arg.Step, arg.Ns, arg.SagaID)
+	var key string
+	err := row.Scan(&key)
+	return key, err
+}
+
 const holdForSaga = `-- name: HoldForSaga :one
 SELECT coalesce(pawl.saga_hold($1::smallint, $2::text, $3::text), '')::text AS holder
 `
@@ -121,7 +140,8 @@ func (q *Queries) ListAttemptsOfJobs(ctx context.Context, arg ListAttemptsOfJobs
 }
 
 const listSagaChildren = `-- name: ListSagaChildren :many
-SELECT coalesce(s.parent_step, 0)::smallint AS step, s.key FROM pawl.saga s WHERE s.ns = $1::smallint AND s.parent_id = $2::bigint ORDER BY s.id LIMIT $3::int
+SELECT DISTINCT ON (s.parent_step) coalesce(s.parent_step, 0)::smallint AS step, s.key
+FROM pawl.saga s WHERE s.ns = $1::smallint AND s.parent_id = $2::bigint ORDER BY s.parent_step, s.id DESC LIMIT $3::int
 `
 
 type ListSagaChildrenParams struct {
@@ -135,7 +155,7 @@ type ListSagaChildrenRow struct {
 	Key  string
 }
 
-// By the number of the step that each is.
+// By the number of the step that each is: the newest, where one that was compensated has begun anew.
 func (q *Queries) ListSagaChildren(ctx context.Context, arg ListSagaChildrenParams) ([]ListSagaChildrenRow, error) {
 	rows, err := q.db.Query(ctx, listSagaChildren, arg.Ns, arg.SagaID, arg.LimitRows)
 	if err != nil {

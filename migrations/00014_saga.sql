@@ -68,6 +68,7 @@ CREATE TABLE pawl.saga (
   PRIMARY KEY (ns, id),
   UNIQUE (ns, key)
 );
+CREATE INDEX saga_parent ON pawl.saga (ns, parent_id, id) WHERE parent_id IS NOT NULL;
 
 CREATE TYPE pawl.saga_state AS ENUM ('running', 'compensating', 'stuck', 'succeeded', 'compensated', 'forced');
 
@@ -85,7 +86,7 @@ CREATE TYPE pawl.saga_what AS ENUM (
   'exhausted',       -- a step: its attempts are used up, and nobody knows whether it was done
   'withdrawn',       -- a step whose job had never begun
   'expanded',        -- a step has its units, or its child
-  'units',           -- units of a step are over; detail: over, outputs by number, failed
+  'units',           -- units of a step are over; detail: over, which units (a multirange), outputs by number, failed
   'undone',          -- a step's compensation
   'undo_exhausted',  -- a step's compensation, which goes on only by an operator
   'cancelled', 'expired',
@@ -130,6 +131,7 @@ CREATE TABLE pawl.saga_timer (
   saga_id bigint      NOT NULL,
   step    smallint    NOT NULL,
   at      timestamptz NOT NULL,
+  seen    bigint      NOT NULL DEFAULT 0,  -- of -1: units whose jobs have ids up to here have been looked at
   PRIMARY KEY (ns, saga_id, step)
 );
 CREATE INDEX saga_timer_due ON pawl.saga_timer ((-ns), at, saga_id, step);
@@ -153,6 +155,18 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT pg_catalog.hashint8extended($1, 
 CREATE FUNCTION pawl.saga_now(p_ns smallint, p_saga bigint) RETURNS SETOF pawl.saga_event LANGUAGE sql STABLE BEGIN ATOMIC
   SELECT x.* FROM pawl.saga_event x WHERE x.ns = p_ns AND x.saga_id = p_saga ORDER BY x.seq DESC LIMIT 1;
 END;
+-- +goose StatementEnd
+
+-- The saga that a step is, or was last, having begun anew since; NULL: none.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.saga_child(p_ns smallint, p_saga bigint, p_step smallint) RETURNS pawl.saga
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  c pawl.saga;
+BEGIN
+  SELECT y.* INTO c FROM pawl.saga y WHERE y.ns = p_ns AND y.parent_id = p_saga AND y.parent_step = p_step ORDER BY y.id DESC LIMIT 1;
+  RETURN c;
+END $$;
 -- +goose StatementEnd
 
 -- Registers a definition, checked by the client, in the caller's transaction. id NULL: the name and version are there with another digest, and theirs is its spec. A spec that no client of ours writes raises 22023.
@@ -419,7 +433,8 @@ BEGIN
           WHEN d.types[it.step] = 'each' AND json_typeof(it.detail) IS DISTINCT FROM 'array' THEN 'its units are not an array'
           WHEN d.types[it.step] = 'child' AND it.detail IS NULL THEN 'it gave no input' END;
         IF v_error IS NULL AND d.types[it.step] = 'child' THEN
-          v_key := g.key || '/' || d.steps[it.step];
+          v_key := g.key || '/' || d.steps[it.step]
+            || (SELECT CASE WHEN count(*) > 0 THEN '/' || count(*) + 1 ELSE '' END FROM pawl.saga y WHERE y.ns = p_ns AND y.parent_id = g.id AND y.parent_step = it.step);
           v_child := nextval('pawl.saga_id');
           INSERT INTO pawl.saga (ns, id, root_id, parent_id, parent_step, definition_id, started_at, deadline_at, key, started_by, input, headers)
             SELECT p_ns, v_child, g.root_id, g.id, it.step, y.id, v_now, v_now + y.deadline_ms * interval '1 ms', v_key, 'pawl', it.detail, g.headers
@@ -498,7 +513,7 @@ BEGIN
         WHEN 'undo_exhausted' THEN
           s.stuck := s.stuck | v_bit;
         WHEN 'cancelled', 'expired' THEN
-          s.backward := s.ok & d.pivot = 0;
+          s.backward := s.backward OR (s.ok | s.stuck) & d.pivot = 0;  -- a pivot that is stuck may have been done
         WHEN 'skipped' THEN
           s.stuck := s.stuck & ~v_bit;
           IF v_bit & s.undoing & ~s.undone <> 0 THEN
@@ -519,20 +534,31 @@ BEGIN
             INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, it.step, v_now + d.waits_ms[it.step] * interval '1 ms');
           ELSIF s.expanded & v_bit = 0 THEN
             v_todo := v_todo || it.step;
+            s.backward := s.backward AND v_bit <> d.pivot;  -- it goes forward, unless the pivot is refused
           ELSIF d.types[it.step] = 'each' THEN
             -- The units that failed since the step was last retried go again.
             SELECT array_agg((f.n #>> '{}')::int) INTO v_failed FROM pawl.saga_event y CROSS JOIN LATERAL json_array_elements(y.detail->'failed') f(n)
               WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.what = 'units'
                 AND y.seq > (SELECT coalesce(max(z.seq), 0) FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.step = it.step AND z.what = 'retried');
             SELECT json_agg(b.args->'unit' ORDER BY b.saga_unit) INTO v_units
-              FROM pawl.saga_event y CROSS JOIN LATERAL unnest(y.jobs) WITH ORDINALITY f(id, k)
-              CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b
-              WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.what = 'expanded';
+              FROM (SELECT z.jobs FROM pawl.saga_event z WHERE z.ns = p_ns AND z.saga_id = g.id AND z.step = it.step AND z.what = 'expanded' ORDER BY z.seq DESC LIMIT 1) y CROSS JOIN LATERAL unnest(y.jobs) f(id)
+              CROSS JOIN LATERAL (SELECT z.* FROM pawl.job z WHERE z.ns = p_ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.saga_id = g.id OFFSET 0) b;
             SELECT y.units, y.units_over - cardinality(v_failed), 0 INTO s.units, s.units_over, s.units_bad FROM pawl.saga_event y
               WHERE y.ns = p_ns AND y.saga_id = g.id AND y.step = it.step AND y.units IS NOT NULL ORDER BY y.seq DESC LIMIT 1;
-            s.jobs := pawl.saga_units(g, d, it.step, v_units, v_failed);
-            s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
-            queues := queues || d.queues[it.step];
+            IF s.units_over + cardinality(v_failed) = s.units AND json_array_length(v_units) = s.units THEN
+              s.jobs := pawl.saga_units(g, d, it.step, v_units, v_failed);
+              s.job_steps := array_fill(it.step, ARRAY[cardinality(s.jobs)]);
+              queues := queues || d.queues[it.step];
+            ELSE  -- jobs of its units are gone: it is split anew
+              s.units := NULL;
+              s.units_over := NULL;
+              s.units_bad := NULL;
+              s.expanded := s.expanded & ~v_bit;
+              v_todo := v_todo || it.step;
+            END IF;
+          ELSIF EXISTS (SELECT FROM pawl.saga_now(p_ns, (pawl.saga_child(p_ns, g.id, it.step)).id) y WHERE y.state = 'compensated') THEN  -- nothing of it is left: another one begins
+            s.expanded := s.expanded & ~v_bit;
+            v_todo := v_todo || it.step;
           ELSE
             s.stuck := v_was.stuck;  -- a child that was forced stays what it is
           END IF;
@@ -552,7 +578,7 @@ BEGIN
           IF d.types[i] IN ('timer', 'signal') THEN
             s.refused := s.refused | v_mask;
           ELSIF d.types[i] = 'child' AND s.expanded & v_mask <> 0 THEN
-            n_sagas := n_sagas || (SELECT y.id FROM pawl.saga y WHERE y.ns = p_ns AND y.key = g.key || '/' || d.steps[i]);
+            n_sagas := n_sagas || (pawl.saga_child(p_ns, g.id, i::smallint)).id;
             n_steps := n_steps || 0::smallint;
             n_whats := n_whats || CASE s.state WHEN 'forced' THEN 'forced' ELSE 'cancelled' END::pawl.saga_what;
             n_details := n_details || json_build_object('reason', format('saga %s %s', g.key, CASE s.state WHEN 'forced' THEN 'was forced to its end' ELSE 'has turned back' END));
@@ -561,7 +587,7 @@ BEGIN
           END IF;
         END LOOP;
         IF v_withdraw THEN
-          INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now;
+          INSERT INTO pawl.saga_timer (ns, saga_id, step, at) VALUES (p_ns, g.id, -1, v_now) ON CONFLICT (ns, saga_id, step) DO UPDATE SET at = v_now, seen = 0;
         END IF;
       END IF;
       IF s.state = 'forced' THEN
@@ -717,7 +743,7 @@ BEGIN
     SELECT v_sagas || array_agg(x.saga), v_steps || array_agg(x.step), v_whats || array_agg('units'::pawl.saga_what), v_details || array_agg(x.detail)
       INTO v_sagas, v_steps, v_whats, v_details
       FROM (
-        SELECT u.saga, u.step, json_build_object('over', count(*),
+        SELECT u.saga, u.step, json_build_object('over', count(*), 'units', range_agg(int4range(u.unit, u.unit + 1))::text,
             'outputs', json_object_agg(u.unit, u.detail) FILTER (WHERE u.outcome = 'succeeded' AND u.detail::text <> 'null'),
             'failed', coalesce(json_agg(u.unit) FILTER (WHERE u.outcome <> 'succeeded'), '[]'),
             'error', min(u.detail->>'error') FILTER (WHERE u.outcome <> 'succeeded')) AS detail
@@ -898,8 +924,9 @@ BEGIN
   ELSIF p_what = 'retried' AND s.stuck = 0 THEN
     RAISE EXCEPTION 'pawl: saga % is not stuck: it is %', p_key, s.state USING ERRCODE = 'PW025';
   ELSIF p_what = 'retried' AND NOT EXISTS (SELECT FROM unnest(d.types) WITH ORDINALITY y(type, i), LATERAL (SELECT 1::bigint << y.i::int - 1 AS bit) m
-      WHERE s.stuck & m.bit <> 0 AND (y.type <> 'child' OR s.expanded & m.bit = 0 OR s.undoing & m.bit <> 0)) THEN
-    RAISE EXCEPTION 'pawl: saga % is stuck at a child that has ended, and does not begin again', p_key USING ERRCODE = 'PW025', HINT = 'Skip the step, or force the saga to its end.';
+      WHERE s.stuck & m.bit <> 0 AND (y.type <> 'child' OR s.expanded & m.bit = 0 OR s.undoing & m.bit <> 0
+        OR EXISTS (SELECT FROM pawl.saga_now(p_ns, (pawl.saga_child(p_ns, (o.saga).id, y.i::smallint)).id) c WHERE c.state = 'compensated'))) THEN
+    RAISE EXCEPTION 'pawl: saga % is stuck at a child that was forced to its end, and does not begin again', p_key USING ERRCODE = 'PW025', HINT = 'Skip the step, or force the saga to its end.';
   ELSIF p_what = 'cancelled' AND (s.ok | s.stuck) & d.pivot <> 0 THEN
     RAISE EXCEPTION 'pawl: saga % cannot be cancelled any more: it has passed its pivot', p_key USING ERRCODE = 'PW022', HINT = 'It goes forward. If its pivot is stuck and was not done, skip that as not done.';
   ELSIF p_what = 'cancelled' AND s.backward THEN
@@ -1014,66 +1041,121 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Takes the jobs of a saga that compensates, or was forced to its end, out of the line; those that run are asked to stop, and answer. A pivot that has ever begun is left alone, since nobody could undo it.
+-- The jobs behind p_after of the units of these steps, a mask, as far as they are kept.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.saga_units_of(s pawl.saga_event, p_steps bigint, p_after bigint) RETURNS TABLE (step smallint, job bigint, unit int)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+  RETURN QUERY
+    SELECT f.step, b.id, b.saga_unit FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) f(id, step)
+    CROSS JOIN LATERAL (SELECT z.id, z.saga_unit FROM pawl.job z
+      WHERE z.ns = s.ns AND z.id >= f.id AND z.id < f.id + 1024 AND z.id > p_after AND z.saga_id = s.saga_id AND z.saga_step = f.step AND z.saga_unit IS NOT NULL OFFSET 0) b
+    WHERE y.ns = s.ns AND y.saga_id = s.saga_id AND y.what IN ('expanded', 'retried') AND f.step > 0 AND p_steps & (1::bigint << f.step - 1) <> 0
+      AND f.id & 1023 = 0 AND f.id + 1024 > p_after;  -- each run of units begins a draw of ids
+END $$;
+-- +goose StatementEnd
+
+-- Takes the jobs of a saga that compensates, or was forced to its end, out of the line, with the units of its steps, which count as over and failed; those that run are asked to stop, and answer: sessions has whom
+-- to hint. A pivot that has ever begun is left alone, since nobody could undo it. One call looks at up to c_units_max units, since nobody claims from their line meanwhile; more: the next goes on behind them.
 -- In a transaction of its own: lines are locked before the saga.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.saga_withdraw(p_ns smallint, p_saga bigint, OUT jobs int, OUT queues text[], OUT ended text[])
+CREATE FUNCTION pawl.saga_withdraw(p_ns smallint, p_saga bigint, OUT jobs int, OUT more boolean, OUT sessions bigint[], OUT queues text[], OUT ended text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '5s' AS $$
 DECLARE
+  c_units_max CONSTANT int := 200;
+  c_error   CONSTANT text := 'withdrawn from the line';
   s         pawl.saga_event;
   v_at      timestamptz;
+  v_seen    bigint;
+  v_last    bigint;
+  v_open    bigint;
   v_pivot   bigint;
   v_began   boolean;
   v_was     pawl.job_state;
+  v_session bigint;
   w         record;
-  o_steps   smallint[];  -- what is waited for, and the newest job for it
-  o_jobs    bigint[];
+  o_steps   smallint[] := '{}';  -- what is waited for: steps, each with the newest job for it, then units
+  o_jobs    bigint[] := '{}';
+  o_units   int[] := '{}';
   v_steps   smallint[] := '{}';
   v_whats   pawl.saga_what[] := '{}';
+  v_details json[] := '{}';
+  u_steps   smallint[] := '{}';  -- units that were withdrawn
+  u_units   int[] := '{}';
 BEGIN
   jobs := 0;
+  more := false;
+  sessions := '{}';
   queues := '{}';
   ended := '{}';
-  SELECT y.at INTO v_at FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1;
+  SELECT y.at, y.seen INTO v_at, v_seen FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1;
+  IF NOT FOUND THEN
+    RETURN;  -- another node was here
+  END IF;
   SELECT y.* INTO s FROM pawl.saga_now(p_ns, p_saga) y;
   SELECT d.pivot INTO v_pivot FROM pawl.saga y JOIN pawl.saga_definition d ON d.ns = p_ns AND d.id = y.definition_id WHERE y.ns = p_ns AND y.id = p_saga;
-  IF s.backward OR s.state = 'forced' THEN
-    SELECT array_agg(x.step), array_agg(x.job) INTO o_steps, o_jobs
+  v_open := s.lined & ~(s.ok | s.refused | s.unknown);
+  IF v_seen = 0 AND (s.backward OR s.state = 'forced') THEN
+    SELECT coalesce(array_agg(x.step), '{}'), coalesce(array_agg(x.job), '{}'), array_fill(NULL::int, ARRAY[count(*)::int]) INTO o_steps, o_jobs, o_units
       FROM (
         SELECT DISTINCT ON (u.step) u.step, u.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) u(job, step)
         WHERE y.ns = p_ns AND y.saga_id = p_saga
-          AND (u.step > 0 AND s.expanded & (1::bigint << u.step - 1) = 0 AND s.lined & ~(s.ok | s.refused | s.unknown) & (1::bigint << u.step - 1) <> 0
+          AND (u.step > 0 AND v_open & ~s.expanded & (1::bigint << u.step - 1) <> 0
             OR u.step < 0 AND s.state = 'forced' AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
         ORDER BY u.step, y.seq DESC) x;
+  END IF;
+  IF v_open & s.expanded <> 0 AND (s.backward OR s.state = 'forced') THEN
+    SELECT o_steps || array_agg(x.step), o_jobs || array_agg(x.job), o_units || array_agg(x.unit), count(*) = c_units_max, max(x.job) INTO o_steps, o_jobs, o_units, more, v_last
+      FROM (SELECT u.* FROM pawl.saga_units_of(s, v_open & s.expanded, v_seen) u ORDER BY u.job LIMIT c_units_max) x;
   END IF;
   -- The lines, in order, then the claims, in order, as everyone takes them. Nobody claims a job between the look at it and the deed.
   PERFORM pg_advisory_xact_lock(l.key)
     FROM (SELECT DISTINCT pawl.line_key(p_ns, b.queue_id, b.priority) AS key FROM unnest(o_jobs) u(id) CROSS JOIN LATERAL (SELECT y.queue_id, y.priority FROM pawl.job y WHERE y.ns = p_ns AND y.id = u.id OFFSET 0) b ORDER BY 1) l;
   FOR w IN
-    SELECT u.step, u.job,
-      ARRAY(SELECT z.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) z(job, step) WHERE y.ns = p_ns AND y.saga_id = p_saga AND z.step = u.step) AS jobs
-    FROM ROWS FROM (unnest(o_steps), unnest(o_jobs)) u(step, job) CROSS JOIN LATERAL pawl.job_state(p_ns, u.job) x
-    ORDER BY x.claim_id, u.step
+    SELECT u.step, u.job, u.unit, x.state,
+      CASE WHEN u.unit IS NULL THEN ARRAY(SELECT z.job FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) z(job, step)
+        WHERE y.ns = p_ns AND y.saga_id = p_saga AND z.step = u.step) END AS jobs
+    FROM ROWS FROM (unnest(o_steps), unnest(o_jobs), unnest(o_units)) u(step, job, unit) CROSS JOIN LATERAL pawl.job_state(p_ns, u.job) x
+    ORDER BY x.claim_id, u.step, u.job
   LOOP
-    v_began := EXISTS (SELECT FROM unnest(w.jobs) b CROSS JOIN LATERAL pawl.job_attempts(p_ns, b) a WHERE a.claim_id IS NOT NULL);
-    CONTINUE WHEN v_began AND w.step > 0 AND v_pivot = 1::bigint << w.step - 1;
-    v_was := (pawl.job_withdraw(p_ns, w.job, 'its saga compensates')).was;
+    CONTINUE WHEN w.state IS NULL OR w.state IN ('succeeded', 'discarded', 'cancelled');  -- the saga has heard of it, or the proof will find that it cannot
+    v_began := EXISTS (SELECT FROM unnest(w.jobs) b CROSS JOIN LATERAL pawl.job_attempts(p_ns, b) a
+      WHERE a.claim_id IS NOT NULL AND (a.outcome = 'returned' AND a.detail->>'unrun' = 'true') IS NOT TRUE);
+    CONTINUE WHEN s.state <> 'forced' AND v_began AND w.step > 0 AND v_pivot = 1::bigint << w.step - 1;
+    SELECT y.was, y.session_id INTO v_was, v_session FROM pawl.job_withdraw(p_ns, w.job, 'its saga compensates') y;
     jobs := jobs + 1;
-    IF v_was <> 'running' AND w.step > 0 THEN
+    IF v_was = 'running' AND v_session <> ALL (sessions) THEN
+      sessions := sessions || v_session;
+    END IF;
+    CONTINUE WHEN v_was NOT IN ('scheduled', 'retrying', 'available');
+    IF w.unit IS NOT NULL THEN
+      u_steps := u_steps || w.step;
+      u_units := u_units || w.unit;
+    ELSIF w.step > 0 THEN
       v_steps := v_steps || w.step;
       v_whats := v_whats || CASE WHEN v_began THEN 'exhausted' ELSE 'withdrawn' END::pawl.saga_what;
+      v_details := v_details || json_build_object('error', c_error);
     END IF;
   END LOOP;
+  SELECT v_steps || array_agg(x.step), v_whats || array_agg('units'::pawl.saga_what), v_details || array_agg(x.detail) INTO v_steps, v_whats, v_details
+    FROM (
+      SELECT u.step, json_build_object('over', count(*), 'units', range_agg(int4range(u.unit, u.unit + 1))::text, 'failed', json_agg(u.unit ORDER BY u.unit), 'error', c_error) AS detail
+      FROM ROWS FROM (unnest(u_steps), unnest(u_units)) u(step, unit) GROUP BY u.step) x;
   IF cardinality(v_steps) > 0 THEN
-    SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill(p_saga, ARRAY[cardinality(v_steps)]), v_steps, v_whats, array_fill(json_build_object('error', 'withdrawn from the line'), ARRAY[cardinality(v_steps)])) a;
+    SELECT a.queues, a.ended INTO queues, ended FROM pawl.saga_apply(p_ns, array_fill(p_saga, ARRAY[cardinality(v_steps)]), v_steps, v_whats, v_details) a;
   END IF;
   -- Last, since who has the saga may be asking anew: that stays.
-  DELETE FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1 AND y.at = v_at;
+  IF more THEN
+    UPDATE pawl.saga_timer y SET seen = v_last WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1 AND y.at = v_at;
+  ELSE
+    DELETE FROM pawl.saga_timer y WHERE y.ns = p_ns AND y.saga_id = p_saga AND y.step = -1 AND y.at = v_at;
+  END IF;
 END $$;
 -- +goose StatementEnd
 
--- The proof that no saga is forgotten: of up to p_limit sagas behind p_after, those that have not ended and have nothing to wait for: each step that is waited for has a job that can still end, a timer, a signal to
--- come, units or a child. last NULL: the round is over. Such a saga is given its step's job anew, and named.
+-- The proof that no saga is forgotten: looks at up to p_limit sagas behind p_after for one that has not ended and has nothing to wait for: no job, its own or a unit's, that can still end, no timer, no signal to
+-- come, no child that goes on. What it waited for counts as exhausted, since nobody knows what became of it, and the saga is named. last: where to go on, NULL: the round is over. At most one saga is locked, and
+-- put right, by a call: who has several takes them in the order of their roots.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.sweep_sagas_forgotten(p_ns smallint, p_after bigint, p_limit int, OUT last bigint, OUT forgotten text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '5s' AS $$
@@ -1092,8 +1174,10 @@ BEGIN
     CONTINUE WHEN pawl.saga_over(s.state) OR pawl.saga_lives(s, x.types);
     PERFORM pg_advisory_xact_lock(pawl.saga_lock_key(x.root_id));
     SELECT y.* INTO s FROM pawl.saga_now(p_ns, x.id) y;
-    CONTINUE WHEN pawl.saga_over(s.state) OR pawl.saga_lives(s, x.types);
-    forgotten := forgotten || x.key;
+    IF pawl.saga_over(s.state) OR pawl.saga_lives(s, x.types) THEN
+      RETURN;
+    END IF;
+    forgotten := ARRAY[x.key];
     FOR i IN 1 .. cardinality(x.types) LOOP
       IF s.undoing & ~s.undone & (1::bigint << i - 1) <> 0 THEN
         PERFORM pawl.saga_apply(p_ns, ARRAY[x.id], ARRAY[i::smallint], ARRAY['undo_exhausted'::pawl.saga_what], ARRAY['{"error":"its job is gone"}'::json], 'sweep');
@@ -1101,6 +1185,7 @@ BEGIN
         PERFORM pawl.saga_apply(p_ns, ARRAY[x.id], ARRAY[i::smallint], ARRAY['exhausted'::pawl.saga_what], ARRAY['{"error":"its job is gone"}'::json], 'sweep');
       END IF;
     END LOOP;
+    RETURN;
   END LOOP;
   IF v_n < p_limit THEN
     last := NULL;
@@ -1108,25 +1193,43 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Whether something can still happen to a saga that has not ended.
+-- Whether something can still happen to a saga that has not ended. Of units it looks at those of which the saga has not heard, the last ones first, since they are claimed last, and no further than to one that can end.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.saga_lives(s pawl.saga_event, p_types text[]) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
   v_open bigint := s.lined & ~(s.ok | s.refused | s.unknown);
+  v_bit  bigint;
+  v_told int4multirange;
+  e      record;
 BEGIN
-  IF s.stuck <> 0 OR v_open & s.expanded <> 0 OR EXISTS (SELECT FROM pawl.saga_timer y WHERE y.ns = s.ns AND y.saga_id = s.saga_id AND y.step <> 0) THEN
+  IF s.stuck <> 0 OR EXISTS (SELECT FROM pawl.saga_timer y WHERE y.ns = s.ns AND y.saga_id = s.saga_id AND y.step <> 0) THEN
     RETURN true;
   END IF;
   FOR i IN 1 .. cardinality(p_types) LOOP
-    IF p_types[i] = 'signal' AND v_open & (1::bigint << i - 1) <> 0 THEN
+    v_bit := 1::bigint << i - 1;
+    CONTINUE WHEN v_open & v_bit = 0;
+    IF p_types[i] = 'signal' THEN
       RETURN true;
+    ELSIF s.expanded & v_bit = 0 THEN
+      CONTINUE;
+    ELSIF p_types[i] = 'child' THEN
+      IF EXISTS (SELECT FROM pawl.saga y CROSS JOIN LATERAL pawl.saga_now(y.ns, y.id) n WHERE y.ns = s.ns AND y.parent_id = s.saga_id AND y.parent_step = i AND NOT pawl.saga_over(n.state)) THEN
+        RETURN true;
+      END IF;
+    ELSE
+      SELECT y.seq, y.jobs[1] AS first INTO e FROM pawl.saga_event y WHERE y.ns = s.ns AND y.saga_id = s.saga_id AND y.step = i AND y.what IN ('expanded', 'retried') ORDER BY y.seq DESC LIMIT 1;
+      SELECT coalesce(range_agg(r), '{}') INTO v_told FROM pawl.saga_event y CROSS JOIN LATERAL unnest((y.detail->>'units')::int4multirange) r
+        WHERE y.ns = s.ns AND y.saga_id = s.saga_id AND y.seq > e.seq AND y.step = i AND y.what = 'units';
+      IF EXISTS (SELECT FROM (SELECT u.job FROM pawl.saga_units_of(s, v_bit, e.first - 1) u WHERE NOT v_told @> u.unit ORDER BY u.job DESC OFFSET 0) u WHERE NOT pawl.job_finished(s.ns, u.job)) THEN
+        RETURN true;
+      END IF;
     END IF;
   END LOOP;
   RETURN EXISTS (
     SELECT FROM pawl.saga_event y CROSS JOIN LATERAL ROWS FROM (unnest(y.jobs), unnest(y.job_steps)) u(job, step)
     WHERE y.ns = s.ns AND y.saga_id = s.saga_id
-      AND (u.step > 0 AND v_open & (1::bigint << u.step - 1) <> 0 OR u.step < 0 AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
+      AND (u.step > 0 AND v_open & ~s.expanded & (1::bigint << u.step - 1) <> 0 OR u.step < 0 AND s.undoing & ~s.undone & (1::bigint << -u.step - 1) <> 0)
       AND NOT pawl.job_finished(s.ns, u.job));
 END $$;
 -- +goose StatementEnd
@@ -1160,8 +1263,8 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.sweep_sagas_old, pawl.saga_lives, pawl.sweep_sagas_forgotten, pawl.saga_withdraw, pawl.sweep_sagas, pawl.saga_hold, pawl.saga_send, pawl.saga_act, pawl.saga_open, pawl.saga_same,
-  pawl.saga_start, pawl.saga_endings, pawl.saga_apply, pawl.saga_units, pawl.saga_output, pawl.saga_alert, pawl.saga_register, pawl.saga_now, pawl.saga_over, pawl.saga_args, pawl.saga_lock_key;
+DROP FUNCTION pawl.sweep_sagas_old, pawl.saga_lives, pawl.sweep_sagas_forgotten, pawl.saga_withdraw, pawl.saga_units_of, pawl.sweep_sagas, pawl.saga_hold, pawl.saga_send, pawl.saga_act, pawl.saga_open, pawl.saga_same,
+  pawl.saga_start, pawl.saga_endings, pawl.saga_apply, pawl.saga_units, pawl.saga_output, pawl.saga_alert, pawl.saga_register, pawl.saga_child, pawl.saga_now, pawl.saga_over, pawl.saga_args, pawl.saga_lock_key;
 DROP TABLE pawl.saga_hold, pawl.saga_timer, pawl.saga_event, pawl.saga, pawl.saga_definition;
 DROP TYPE pawl.saga_what, pawl.saga_state;
 DROP SEQUENCE pawl.saga_id;

@@ -32,7 +32,7 @@ BEGIN
   RETURN QUERY
     SELECT o.key::int, o.value FROM pawl.saga_event e CROSS JOIN LATERAL json_each(e.detail->'outputs') o
     WHERE e.ns = p_ns AND e.saga_id = p_saga AND e.step = v_step AND e.what = 'units'
-    ORDER BY 1;
+    ORDER BY 1, e.seq;  -- a step that was split anew has two of some: the later counts
 END $$;
 -- +goose StatementEnd
 
@@ -56,7 +56,7 @@ BEGIN
     LEFT JOIN LATERAL (
       SELECT json_object_agg(d.steps[x.step], CASE x.what WHEN 'skipped' THEN x.detail->'output' ELSE x.detail END) AS outputs FROM pawl.saga_event x
       WHERE x.ns = p_ns AND x.saga_id = s.id AND x.what IN ('succeeded', 'skipped') AND pawl.saga_over(n.state)
-        AND (n.ok & ~x.undoing) >> x.step - 1 & 1 = 1) o ON true;
+        AND (n.ok & ~x.undone) >> x.step - 1 & 1 = 1) o ON true;
 END $$;
 -- +goose StatementEnd
 

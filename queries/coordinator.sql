@@ -55,7 +55,8 @@ SELECT coalesce(did, -1)::int AS did, coalesce(withdraw, '{}')::bigint[] AS with
 FROM pawl.sweep_sagas(@ns::smallint, @limit_rows::int);
 
 -- name: WithdrawSaga :one
-SELECT jobs::int AS jobs, queues::text[] AS queues FROM pawl.saga_withdraw(@ns::smallint, @saga_id::bigint);
+-- more: units are left, for another call. sessions: those that run what was asked to stop.
+SELECT more::boolean AS more, sessions::bigint[] AS sessions, queues::text[] AS queues FROM pawl.saga_withdraw(@ns::smallint, @saga_id::bigint);
 
 -- name: SweepSagasForgotten :one
 SELECT last, forgotten::text[] AS forgotten FROM pawl.sweep_sagas_forgotten(@ns::smallint, @after_id::bigint, @limit_rows::int);

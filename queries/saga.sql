@@ -52,8 +52,14 @@ FROM pawl.saga_told(@ns::smallint, @saga_id::bigint, @newest_rows::int) e;
 SELECT h.name FROM pawl.saga_hold h WHERE h.ns = @ns::smallint AND h.saga_id = @saga_id::bigint ORDER BY h.name LIMIT @limit_rows::int;
 
 -- name: ListSagaChildren :many
--- By the number of the step that each is.
-SELECT coalesce(s.parent_step, 0)::smallint AS step, s.key FROM pawl.saga s WHERE s.ns = @ns::smallint AND s.parent_id = @saga_id::bigint ORDER BY s.id LIMIT @limit_rows::int;
+-- By the number of the step that each is: the newest, where one that was compensated has begun anew.
+SELECT DISTINCT ON (s.parent_step) coalesce(s.parent_step, 0)::smallint AS step, s.key
+FROM pawl.saga s WHERE s.ns = @ns::smallint AND s.parent_id = @saga_id::bigint ORDER BY s.parent_step, s.id DESC LIMIT @limit_rows::int;
+
+-- name: FindSagaChild :one
+-- The id of the saga that a step is, the newest; '': none.
+SELECT coalesce((pawl.saga_child(s.ns, s.id, array_position(d.steps, @step::text)::smallint)).key, '')::text AS key
+FROM pawl.saga s JOIN pawl.saga_definition d ON d.ns = s.ns AND d.id = s.definition_id WHERE s.ns = @ns::smallint AND s.id = @saga_id::bigint;
 
 -- name: ListSagaTimers :many
 -- When steps are over that wait for a time, or for a signal until then.

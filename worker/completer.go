@@ -320,16 +320,20 @@ func ranges(ordinals []int32) string {
 	return string(append(b, '}'))
 }
 
-// detail is what is kept of an ending's error.
+// detail is what is kept of an ending but its outcome.
 func detail(e job.Ending) json.RawMessage {
+	if e.Err == nil && e.Unrun {
+		return json.RawMessage(`{"unrun":true}`)
+	}
 	if e.Err == nil {
 		return nil
 	}
 	d := struct {
 		Error   string `json:"error"`
+		Unrun   bool   `json:"unrun,omitempty"`
 		Stack   string `json:"stack,omitempty"`
 		Refused bool   `json:"refused,omitempty"`
-	}{Error: clip(e.Err.Error()), Refused: e.Refused && e.Outcome == job.Discarded}
+	}{Error: clip(e.Err.Error()), Unrun: e.Unrun, Refused: e.Refused && e.Outcome == job.Discarded}
 	if p := (*panicError)(nil); errors.As(e.Err, &p) {
 		d.Stack = clip(string(p.stack))
 	}

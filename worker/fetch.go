@@ -262,7 +262,7 @@ func (r *run) load(ctx context.Context, q *queue, c *claim, from, to int32) erro
 			r.w.conf.Logger.Warn("no handler for this kind here, job handed back", "kind", t.kind, "job", t.id)
 			delay := r.w.conf.UnknownDelay
 			if t.end() {
-				r.comp.settle(t, job.Ending{Outcome: job.Returned, Delay: &delay}, nil)
+				r.comp.settle(t, job.Ending{Outcome: job.Returned, Delay: &delay, Unrun: true}, nil)
 			}
 			continue
 		}

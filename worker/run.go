@@ -274,7 +274,7 @@ func (r *run) end(t *task, result json.RawMessage, done bool, err, cause error) 
 		e = job.Ending{Outcome: job.Returned}
 	case cause == nil && errors.Is(err, errNotBegun):
 		delay := notBegunDelay
-		e = job.Ending{Outcome: job.Returned, Delay: &delay, Err: err}
+		e = job.Ending{Outcome: job.Returned, Delay: &delay, Err: err, Unrun: true}
 	}
 	if e.Outcome == job.Failed && e.Delay == nil && errors.Is(cause, job.ErrTimeout) && !errors.Is(e.Err, job.ErrTimeout) {
 		e.Err = fmt.Errorf("%w after %s: %w", job.ErrTimeout, t.timeout, e.Err)
@@ -347,7 +347,7 @@ func (r *run) drain() {
 		close(q.tasks)
 		for t := range q.tasks {
 			if t.end() {
-				r.comp.settle(t, job.Ending{Outcome: job.Returned}, nil)
+				r.comp.settle(t, job.Ending{Outcome: job.Returned, Unrun: true}, nil)
 			}
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pawl-dev/pawl/coordinator/job"
 	"github.com/pawl-dev/pawl/coordinator/saga"
 	"github.com/pawl-dev/pawl/db/dbtest"
 )
@@ -421,5 +422,54 @@ func TestSagaList(t *testing.T) {
 	all, err := saga.Definitions(ctx, pool, 1)
 	if err != nil || len(all) != 2 || all[0].Open != 29 || all[1].Open != 30 {
 		t.Errorf("got %+v, %v", all, err)
+	}
+}
+
+// A saga that is cancelled when its job was only handed back, by a worker that does not know its kind: nothing of the step was done. Of one that was handed back as its worker stopped, whose handler had begun, nobody knows.
+func TestSagaCancel_unrun(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct {
+		known bool
+		want  string
+	}{
+		"unknown kind": {false, "compensated, a refused"},
+		"stopped":      {true, "compensating, a undoing"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			pool := dbtest.New(t)
+			d := saga.Define[order]("unrun")
+			a := saga.Step[note](d, "a")
+			registered(t, pool, d)
+			conf := quick()
+			conf.UnknownDelay, conf.Drain = time.Hour, time.Millisecond
+			w := newWorker(t, pool, conf)
+			begun := make(chan string, 1)
+			if c.known {
+				saga.Handle(w, a, func(ctx context.Context, _ *saga.Call[order]) (note, error) {
+					begun <- "a"
+					<-ctx.Done()
+					return note{}, ctx.Err()
+				}, func(context.Context, *saga.Call[order], *note) error { return nil })
+			}
+			stop := run(t, w)
+			id := start(t, pool, d, order{})
+			if c.known {
+				receive(t, "a to begin", begun)
+			} else {
+				untilState(t, pool, tell(t, pool, id).Steps[0].JobID, job.StateRetrying)
+			}
+			stop()
+			if at := story(t, pool, tell(t, pool, id).Steps[0].JobID).Attempts[0]; at.Outcome != job.Returned {
+				t.Fatalf("got %+v, want it handed back", at)
+			}
+			if err := saga.Cancel(t.Context(), pool, 1, id, "ada", "why"); err != nil {
+				t.Fatal(err)
+			}
+			sweepSagas(t, pool)
+			if got := states(tell(t, pool, id)); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
 	}
 }

@@ -399,6 +399,46 @@ func TestSaga_eachCancelled(t *testing.T) {
 	}
 }
 
+// A step that runs, and a unit, hear that their saga was cancelled at once, not at the next heartbeat.
+func TestSaga_cancelledRunning(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	d := saga.Define[int]("cancelled-running")
+	alone := saga.Step[int](d, "alone")
+	fan := saga.Each[int, int](d, "fan")
+	registered(t, pool, d)
+	conf := quick()
+	conf.TTL = time.Hour
+	w := newWorker(t, pool, conf)
+	began, heard := make(chan string, 10), make(chan error, 10)
+	long := func(ctx context.Context, what string) (int, error) {
+		began <- what
+		<-ctx.Done()
+		heard <- context.Cause(ctx)
+		return 0, ctx.Err()
+	}
+	saga.Handle(w, alone, func(ctx context.Context, _ *saga.Call[int]) (int, error) { return long(ctx, "alone") }, func(context.Context, *saga.Call[int], *int) error { return nil })
+	saga.HandleEach(w, fan, func(context.Context, *saga.Call[int]) ([]int, error) { return []int{1}, nil },
+		func(ctx context.Context, _ *saga.Call[int], _ int) (int, error) { return long(ctx, "unit") }, func(context.Context, *saga.Call[int]) error { return nil })
+	run(t, w)
+	sweep(t, pool)
+	id := start(t, pool, d, 1)
+	for range 2 {
+		receive(t, "the step and the unit", began)
+	}
+	if err := saga.Cancel(t.Context(), pool, 1, id, "test", "enough"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := receive(t, "word of the cancel", heard); !errors.Is(err, job.ErrCancelled) {
+			t.Errorf("cause: got %v, want ErrCancelled", err)
+		}
+	}
+	if _, err := await(t, pool, d, id); !errors.Is(err, saga.ErrCompensated) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestSaga_child(t *testing.T) {
 	t.Parallel()
 	pool := dbtest.New(t)
@@ -471,6 +511,54 @@ func TestSaga_child(t *testing.T) {
 	}
 	if got := undone.all(); len(got) != 2 || got[0] != "worked on bad outer of x/part: succeeded" || got[1] != "nothing of y" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// A child that was compensated behind the pivot begins anew by a retry, and those behind it read what the new one came to.
+func TestSaga_childAnew(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	inner := saga.Define[int]("inner")
+	work := saga.Step[note](inner, "work", fast)
+	d := saga.Define[int]("outer")
+	pay := saga.Step[note](d, "pay", saga.Pivot(), fast)
+	part := saga.Child(d, "part", inner, saga.After(pay), fast)
+	last := saga.Step[string](d, "last", saga.After(part), fast)
+	registered(t, pool, inner)
+	registered(t, pool, d)
+	w := newWorker(t, pool, quick())
+	var works atomic.Int32
+	saga.Handle(w, work, func(_ context.Context, c *saga.Call[int]) (note, error) {
+		if works.Add(1) == 1 {
+			return note{}, saga.Fail(errTest)
+		}
+		return note{"worked"}, nil
+	}, func(context.Context, *saga.Call[int], *note) error { return nil })
+	saga.Handle(w, pay, func(context.Context, *saga.Call[int]) (note, error) { return note{}, nil }, nil)
+	saga.HandleChild(w, part, func(_ context.Context, c *saga.Call[int]) (int, error) { return c.Input, nil }, nil)
+	saga.Handle(w, last, func(ctx context.Context, c *saga.Call[int]) (string, error) {
+		child, err := part.Output(ctx, c)
+		if err != nil {
+			return "", err
+		}
+		n, err := work.From(child)
+		return child.ID + " " + n.Text, err
+	}, nil)
+	run(t, w)
+	id := start(t, pool, d, 1)
+	untilStuck(t, pool, id)
+	if err := saga.Retry(t.Context(), pool, 1, id, "test", "again"); err != nil {
+		t.Fatal(err)
+	}
+	i, err := await(t, pool, d, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := last.From(i); err != nil || got != id+"/part/2 worked" {
+		t.Errorf("behind the child: got %q, %v, want what %s/part/2 came to", got, err, id)
+	}
+	if got := tell(t, pool, id).Steps[1].Child; got != id+"/part/2" {
+		t.Errorf("child in the story: got %q, want %s/part/2", got, id)
 	}
 }
 

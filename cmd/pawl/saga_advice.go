@@ -116,7 +116,7 @@ func (s *sagaStory) rescue(stuck []saga.StepStory) {
 		}
 		s.prose("  STUCK       ", "and likewise "+strings.Join(names, ", "))
 	}
-	if slices.ContainsFunc(stuck, canRetry) {
+	if slices.ContainsFunc(stuck, s.canRetry) {
 		s.line("  Try again all that is stuck, when its cause is gone:")
 		s.act("retry", "")
 	}
@@ -141,8 +141,10 @@ func (s *sagaStory) rescue(stuck []saga.StepStory) {
 	s.act("force", "")
 }
 
-// canRetry tells that a retry does something for a stuck step: a child saga that has ended stays as it is.
-func canRetry(st saga.StepStory) bool { return st.Child == "" || st.UndoJobID != 0 }
+// canRetry tells that a retry does something for a stuck step: of child sagas, one that was compensated begins anew.
+func (s *sagaStory) canRetry(st saga.StepStory) bool {
+	return st.Child == "" || st.UndoJobID != 0 || s.children[st.Child].state == saga.StateCompensated
+}
 
 // stuck says why a step or its compensation is stuck, and where to look.
 func (s *sagaStory) stuck(st saga.StepStory) {
@@ -152,6 +154,8 @@ func (s *sagaStory) stuck(st saga.StepStory) {
 	case undo:
 		name = "the compensation of " + name
 		what = name + " used up its attempts"
+	case st.Child != "" && s.canRetry(st):
+		what = name + " must be done, and is saga " + st.Child + ", which was compensated; after a retry another one begins"
 	case st.Child != "":
 		what = name + " must be done, and is saga " + st.Child + ", which has ended without that"
 	case st.Kind == saga.KindSignal:
@@ -179,7 +183,7 @@ func (s *sagaStory) stuck(st saga.StepStory) {
 		}
 		s.prose("              ", mark+strings.Join(behind, ", "))
 	}
-	if canRetry(st) && !st.Served {
+	if s.canRetry(st) && !st.Served {
 		s.prose("              ", "no live worker serves it: start one before a retry")
 	}
 	switch {

@@ -185,13 +185,19 @@ func sagaStories() map[string]*sagaStory {
 		happened(ms, "succeeded", "charge", run, "", ""), happened(2*ms, "expanded", "bill", run, "", ""), happened(time.Minute, "exhausted", "bill", saga.StateStuck, `{"error": "saga checkout:4711/bill: forced"}`, ""))
 	gone.children = map[string]sagaChild{below.Child: {state: saga.StateForced}}
 
+	again := below
+	again.Error = "saga checkout:4711/bill: compensated"
+	anew := checkoutSaga(saga.StateStuck, []saga.StepStory{pivot(step("charge", saga.StepSucceeded)), again},
+		happened(ms, "succeeded", "charge", run, "", ""), happened(2*ms, "expanded", "bill", run, "", ""), happened(time.Minute, "refused", "bill", saga.StateStuck, `{"error": "saga checkout:4711/bill: compensated"}`, ""))
+	anew.children = map[string]sagaChild{again.Child: {state: saga.StateCompensated}}
+
 	prompt := on(step("reserve", saga.StepUndoing), "inventory") // due a moment ago, which is not late
 	prompt.UndoJobID, prompt.Attempt, prompt.MaxAttempts = 1000, 2, 25
 	soon := checkoutSaga(back, []saga.StepStory{prompt}, happened(time.Second, "expired", "", back, "null", ""))
 	soon.jobs = map[int64]*job.Story{1000: tried(job.StateRetrying, 2, -2*time.Second, "out of order")}
 
 	return map[string]*sagaStory{
-		"overdue": overdue, "many": many, "gone": gone, "soon": soon,
+		"overdue": overdue, "many": many, "gone": gone, "anew": anew, "soon": soon,
 		"chain": chain, "wide": wide, "compensating": compensating, "stuck": stuck, "pivot": atPivot, "each": units, "waiting": waiting, "forced": forced, "hostile": hostile,
 	}
 }

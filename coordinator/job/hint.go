@@ -2,7 +2,6 @@ package job
 
 import (
 	"context"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -45,5 +44,5 @@ func Hint(ctx context.Context, on DB, ns int16, queue string) error {
 }
 
 func hintSession(ctx context.Context, on DB, ns int16, id int64) {
-	_ = db.New(on).SendHint(ctx, db.SendHintParams{Channel: session.Channel(ns), Payload: "s" + strconv.FormatInt(id, 10)})
+	_ = db.New(on).SendHint(ctx, db.SendHintParams{Channel: session.Channel(ns), Payload: session.Hint(id)})
 }

@@ -14,7 +14,7 @@ const (
 	Succeeded Outcome = "succeeded"
 	Failed    Outcome = "failed"   // goes again by its backoff
 	Snoozed   Outcome = "snoozed"  // goes again when it asked to, no attempt used
-	Returned  Outcome = "returned" // handed back unrun, no attempt used
+	Returned  Outcome = "returned" // handed back, unrun or as its worker stopped; no attempt used
 	Lost      Outcome = "lost"     // its session ended: goes again, one attempt on
 	Discarded Outcome = "discarded"
 	Cancelled Outcome = "cancelled"
@@ -25,6 +25,7 @@ type Ending struct {
 	Outcome Outcome
 	Delay   *time.Duration // nil: by the job's backoff, or at once
 	Err     error          // nil for success
+	Unrun   bool           // of one that is returned: no handler had begun, so nothing was done, which a saga goes by
 	Refused bool           // of one that is discarded: nothing was done, and will not be, which a saga goes by
 }
 

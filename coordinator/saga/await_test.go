@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -267,5 +268,41 @@ func TestStart_wakes(t *testing.T) {
 	start(t, pool, d, "pool") // a duplicate
 	if len(w.woken) != 2 || w.woken[1] != "here" {
 		t.Errorf("on a pool: got %q", w.woken)
+	}
+}
+
+// A step that succeeded as the last to answer, after its saga had turned back, has an output like those before it; what an operator said of its compensation is none.
+func TestAwait_outputOfLast(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	d := saga.Define[order]("order")
+	first := saga.Step[paid](d, "first", saga.Queue(engineQueue))
+	last := saga.Step[paid](d, "last", saga.Queue(engineQueue), saga.Undo(saga.MaxAttempts(1)))
+	lined(d, "refused", engineQueue)
+	registered(e, e.pool, d)
+	e.mustStart("order", "1")
+	as := e.mustClaim(3, "first", "last", "refused")
+	slices.SortFunc(as, func(a, b attempt) int { return strings.Compare(a.step, b.step) })
+	e.succeed(`{"receipt":1}`, as[0])
+	e.mustSettle("refused", as[2])
+	e.succeed(`{"receipt":2}`, as[1])
+	undo := e.mustClaim(2, "first/undo", "last/undo")
+	slices.SortFunc(undo, func(a, b attempt) int { return strings.Compare(a.step, b.step) })
+	e.mustSettle("failed", undo[1])
+	if _, err := e.pool.Exec(e.ctx, "SELECT pawl.saga_act(1::smallint, '1', 'skipped', 'last', '{\"receipt\":3}', 'someone', 'a test')"); err != nil {
+		t.Fatal(err)
+	}
+	e.mustSettle("succeeded", undo[0])
+	i, err := d.Await(t.Context(), e.pool, "1")
+	if !errors.Is(err, saga.ErrCompensated) || i == nil {
+		t.Fatalf("await: got %v, %v, want ErrCompensated and the saga", i, err)
+	}
+	for _, x := range []struct {
+		step *saga.StepOf[order, paid]
+		want int
+	}{{first, 1}, {last, 2}} {
+		if got, err := x.step.From(i); err != nil || got.Receipt != x.want {
+			t.Errorf("output of %s: got %+v, %v, want %d", x.step.Name(), got, err, x.want)
+		}
 	}
 }

@@ -69,7 +69,7 @@ func Version(n int) Option {
 	}
 }
 
-// Deadline compensates a saga that has not passed its pivot, or has not ended where it has none, d after its start. Default: none. DeadlineIn overrides it for one saga.
+// Deadline compensates a saga that has not passed its pivot, or has not ended where it has none, d after its start; not one that is stuck at its pivot, which may have been done. Default: none. DeadlineIn overrides it for one saga.
 func Deadline(d time.Duration) Option {
 	return func(def *definition) error {
 		def.deadline = d

@@ -21,8 +21,11 @@
 //	anything else   unknown: it may have been done, and may still be. It is tried again with the same [Call.Key]; when its attempts are used up, it is compensated with those that were done
 //
 // Steps are those that can be undone, then at most one pivot ([Pivot]), then those that must be done. A refusal, used-up attempts, a deadline or [Cancel] before the pivot compensate: running steps answer first, those
-// that wait in line are withdrawn, and then each step that was done, or may have been, is undone after all that needed it. From the pivot's success on the saga only goes forward, and what fails for good
-// leaves it stuck: [Retry], [Skip] and [Force] are for the operator, who is told by an event of topic pawl.saga in the outbox.
+// that wait in line are withdrawn, and then each step that was done, or may have been, is undone after all that needed it. A pivot of which nobody knows whether it was done leaves
+// the saga stuck, and neither deadline nor Cancel turns it then. From the pivot's success on it only goes forward, and what fails for good leaves it stuck: [Retry], [Skip] and [Force] are for the operator, who is told by an event of topic pawl.saga in the outbox.
+//
+// A coordinator proves, over and over, that each saga has something to wait for. Where a job is gone that a saga waited for, as after its rows were deleted, the step counts as unknown, its attempts used up, and its
+// compensation as stuck.
 //
 // A saga is not isolated: others see what it has done so far, and that may be undone. [Hold] keeps sagas apart that ask; otherwise order the steps so that what others may act upon comes last, and write
 // compensations as new facts (a refund) rather than by putting back what was read.

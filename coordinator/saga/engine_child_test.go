@@ -106,6 +106,36 @@ func TestEngine_parts(t *testing.T) {
 			}
 			e.mustAct("1", "skipped", "trip")
 		}, "succeeded", "compensated", []string{"pay"}},
+		{"begins anew behind the pivot", true, func(e *engine) {
+			for _, key := range []string{"1/trip", "1/trip/2"} {
+				e.succeed("{}", e.mustClaim(1, map[string]string{"1/trip": "book", "1/trip/2": "trip"}[key])...)
+				if key == "1/trip" {
+					e.succeed("{}", e.mustClaim(1, "trip")...)
+				}
+				e.mustSettle("refused", e.mustClaim(1, "hotel")...)
+				if got := e.state(key) + " " + e.state("1"); got != "compensated stuck" {
+					e.Errorf("child %s and saga: got %s, want compensated stuck", key, got)
+				}
+				e.mustAct("1", "retried", nil)
+			}
+		}, "succeeded", "compensated compensated succeeded", []string{"trip", "hotel", "flight", "pay"}},
+		{"is called off begun anew", true, func(e *engine) {
+			e.reach("hotel")
+			e.mustSettle("refused", e.mustClaim(1, "hotel")...)
+			e.mustAct("1", "retried", nil)
+			e.succeed("{}", e.mustClaim(1, "trip")...)
+			e.mustAct("1", "forced", nil)
+			e.mustSweep()
+		}, "forced", "compensated forced", nil},
+		{"does not begin anew when it was forced", true, func(e *engine) {
+			e.reach("hotel")
+			e.mustAct("1/trip", "forced", nil)
+			e.mustSweep()
+			if err := e.act(e.pool, "1", "retried", nil); code(err) != "PW025" {
+				e.Errorf("retry: got %v, want PW025", err)
+			}
+			e.mustAct("1", "skipped", "trip")
+		}, "succeeded", "forced", []string{"pay"}},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()

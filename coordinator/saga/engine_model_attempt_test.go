@@ -200,7 +200,11 @@ func (m *sagaModel) expand(s *modelSaga, i int, result string) {
 	case s.steps[i].kind == saga.KindEach:
 		s.units[i] = make([]modelUnit, strings.Count(result, "7"))
 	default:
-		s.children[i] = m.newSaga(s.steps[i].child, s.key+"/"+s.names[i], s)
+		key := s.key + "/" + s.names[i]
+		if s.again[i] > 0 {
+			key += fmt.Sprintf("/%d", s.again[i]+1)
+		}
+		s.children[i] = m.newSaga(s.steps[i].child, key, s)
 	}
 }
 
@@ -298,7 +302,7 @@ func (m *sagaModel) loseAll() {
 	m.held = nil
 }
 
-// endAll ends what runs yet of sagas that were forced; of those nothing else comes in line than units, which are refused when they begin.
+// endAll ends what runs yet of sagas that were forced; of those nothing comes in line.
 func (m *sagaModel) endAll() {
 	for {
 		m.end(m.release(len(m.held)))
@@ -308,9 +312,7 @@ func (m *sagaModel) endAll() {
 			return
 		}
 		for _, a := range m.held {
-			if s := m.sagas[a.saga]; !s.forced || a.unit == nil && (s.pivot < 0 || a.step != s.names[s.pivot]) { // a pivot that has begun stays in line
-				m.Errorf("%s of %s runs, and it has ended", a.name(), a.saga)
-			}
+			m.Errorf("%s of %s runs, and it has ended", a.name(), a.saga)
 		}
 	}
 }

@@ -18,6 +18,7 @@ type modelSaga struct {
 	outputs                               []string      // of plain steps that have succeeded
 	units                                 [][]modelUnit // nil until the step is split
 	children                              []*modelSaga  // nil until the step's saga is there
+	again                                 []int         // how often that began anew
 	ended                                 int           // how often it was told
 	forced                                bool
 }
@@ -39,7 +40,7 @@ func (m *sagaModel) newSaga(d *modelDef, key string, parent *modelSaga) *modelSa
 	n := len(d.steps)
 	s := &modelSaga{
 		modelDef: d, key: key, parent: parent, began: make([]bool, n), ok: make([]bool, n), refused: make([]bool, n), unknown: make([]bool, n), undoings: make([]bool, n),
-		undone: make([]int, n), outputs: make([]string, n), units: make([][]modelUnit, n), children: make([]*modelSaga, n),
+		undone: make([]int, n), outputs: make([]string, n), units: make([][]modelUnit, n), children: make([]*modelSaga, n), again: make([]int, n),
 	}
 	if m.sagas[key] != nil {
 		m.Fatalf("%s is there twice", key)
@@ -129,7 +130,7 @@ func (m *sagaModel) check(s *modelSaga) string {
 			bad("%s: ok %t, done %t", s.names[i], set, m.done(s, i))
 		}
 		for n, u := range s.units[i] {
-			if u.state == unitOut {
+			if u.state == unitOut && last.State != "compensated" { // else it was taken out of the line
 				bad("unit %d of %s is out", n, s.names[i])
 			}
 		}

@@ -270,15 +270,22 @@ func (m *sagaModel) operate() {
 	}
 }
 
-// retry has a saga try again what it is stuck at, of units those that have failed; a child that has ended does not begin again.
+// retry has a saga try again what it is stuck at, of units those that have failed; a child that was compensated begins anew, as another, and one that was forced does not.
 func (m *sagaModel) retry(s *modelSaga, at []int32) {
 	err := m.act(m.pool, s.key, "retried", nil)
 	m.allow("retry", s.key, err, "PW025")
-	if (err == nil) != slices.ContainsFunc(at, func(k int32) bool { return s.children[k] == nil || s.undoings[k] }) {
+	anew := func(k int32) bool {
+		return s.children[k] != nil && !s.undoings[k] && m.state(s.children[k].key) == "compensated"
+	}
+	if (err == nil) != slices.ContainsFunc(at, func(k int32) bool { return s.children[k] == nil || s.undoings[k] || anew(k) }) {
 		m.Errorf("%s: is retried at %v: %v", s.key, at, err)
 	}
 	for _, k := range at {
 		s.unknown[k] = false
+		if anew(k) {
+			s.children[k] = nil
+			s.again[k]++
+		}
 		for n := range s.units[k] {
 			if s.units[k][n].state == unitBad && !s.undoings[k] {
 				s.units[k][n].state = unitOut

@@ -203,6 +203,9 @@ func (e *engine) claim(on saga.DB, limit int) ([]attempt, error) {
 		as = append(as, a)
 		return nil
 	})
+	if err == nil && len(as) == 0 {
+		return e.claim(on, limit) // what was in front has been withdrawn
+	}
 	return as, err
 }
 
@@ -372,9 +375,16 @@ func (e *engine) told(key, what, step string) int {
 }
 
 // forgotten gives the sagas that the proof finds.
-func (e *engine) forgotten() []string {
+func (e *engine) forgotten() (keys []string) {
 	e.Helper()
-	return value[[]string](e, "SELECT forgotten FROM pawl.sweep_sagas_forgotten(1::smallint, 0, 10000)")
+	for after := new(int64); after != nil; {
+		var some []string
+		if err := e.pool.QueryRow(e.ctx, "SELECT last, forgotten FROM pawl.sweep_sagas_forgotten(1::smallint, $1, 10000)", *after).Scan(&after, &some); err != nil {
+			e.Fatalf("sweep of the forgotten: %v", err)
+		}
+		keys = append(keys, some...)
+	}
+	return keys
 }
 
 // without is a rule left out: in the text of function, from becomes to.

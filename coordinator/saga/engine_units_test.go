@@ -198,6 +198,9 @@ func TestEngine_unitsRetried(t *testing.T) {
 	failing := thousandth
 	for _, again := range []func(int) bool{func(u int) bool { return u == 7 || u == 1007 }, func(u int) bool { return u == 7 }, func(int) bool { return false }} {
 		e.mustAct("stuck:1", "retried", nil)
+		if f := e.forgotten(); len(f) > 0 {
+			t.Errorf("forgotten: %v", f)
+		}
 		units, joins := e.mustSettleUnits("discarded", again)
 		if want := upTo(manyUnits, failing); !slices.Equal(units, want) {
 			t.Fatalf("retried: got units %v, want %v", units, want)

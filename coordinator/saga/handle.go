@@ -74,8 +74,8 @@ func HandleTx[In, Out any](w Worker, s *StepOf[In, Out], act func(ctx context.Co
 }
 
 // HandleEach registers how a step is split and its units are done. split gives the units, up to UnitsMax; with none the step has succeeded. each does one, in whichever process has room, and may run more than
-// once for it: Call.Key tells units apart. Errors are as in Handle; when a unit is refused or exhausted, the others are done all the same, and then the step has failed. Units that have not begun when the saga is cancelled, or turns back for another step, are not. undo undoes the step as a whole, whichever of its units were done: it
-// must bear that any one was, was not, or will be.
+// once for it: Call.Key tells units apart. Errors are as in Handle; when a unit is refused or exhausted, the others are done all the same. Once the saga has turned back for another reason, units that have not begun
+// do not: they are taken out of the line, some hundreds at a time. undo undoes the step as a whole, whichever of its units were done: it must bear that any one was, was not, or will be.
 func HandleEach[In, Unit, Out any](w Worker, s *EachOf[In, Unit, Out], split func(ctx context.Context, c *Call[In]) ([]Unit, error), each func(ctx context.Context, c *Call[In], u Unit) (Out, error),
 	undo func(ctx context.Context, c *Call[In]) error,
 ) {
@@ -109,7 +109,7 @@ func HandleEach[In, Unit, Out any](w Worker, s *EachOf[In, Unit, Out], split fun
 	}
 }
 
-// HandleChild registers how the input of the saga is made that is the step, and how the effects of one that succeeded are undone. The child's id is its parent's with a slash and the step's name behind it. A child that runs when its parent is
+// HandleChild registers how the input of the saga is made that is the step, and how the effects of one that succeeded are undone. The child's id is its parent's with a slash and the step's name behind it; begun anew by Retry, with another slash and its number. A child that runs when its parent is
 // compensated is cancelled, and undoes itself if it can. child is the child as it ended: it has succeeded, or an operator has forced it to an end as it stood. nil: none was started.
 func HandleChild[In, ChildIn any](w Worker, s *ChildOf[In, ChildIn], input func(ctx context.Context, c *Call[In]) (ChildIn, error), undo func(ctx context.Context, c *Call[In], child *Instance) error) {
 	s.ready(w, input != nil, undo != nil, KindChild)

@@ -21,14 +21,14 @@ const (
 	NotDone Verdict = "not-done" // it was not done, and will not be
 )
 
-// Cancel has a saga compensated: jobs of its that wait in line are withdrawn, those that run answer first. actor and reason are kept with it; both are required. The error is ErrTooLate past the pivot, ErrEnded,
+// Cancel has a saga compensated: jobs of its that wait in line are withdrawn, those that run are asked to stop, their handlers' contexts being cancelled with cause job.ErrCancelled, and answer first. actor and reason are kept with it; both are required. The error is ErrTooLate past the pivot, ErrEnded,
 // or ErrNotFound. A saga that compensates is left alone.
 func Cancel(ctx context.Context, on DB, ns int16, id, actor, reason string) error {
 	return act(ctx, on, "cancel", db.ActOnSagaParams{Ns: ns, Key: id, What: "cancelled", Actor: actor, Reason: reason})
 }
 
-// Retry lets a saga that is stuck try again, with all its attempts, what it is stuck at. A child that has ended does not begin again. The error is ErrNotWaiting if it is not stuck, or only at
-// such a child; ErrEnded, ErrNotFound.
+// Retry lets a saga that is stuck try again, with all its attempts, what it is stuck at. A child that was compensated begins anew, as
+// another saga, whose id has a slash and its number behind the step's name: parent/step/2; its input is made again. One that was forced to its end does not. The error is ErrNotWaiting if it is not stuck, or only at such a child; ErrEnded, ErrNotFound.
 func Retry(ctx context.Context, on DB, ns int16, id, actor, reason string) error {
 	return act(ctx, on, "retry", db.ActOnSagaParams{Ns: ns, Key: id, What: "retried", Actor: actor, Reason: reason})
 }

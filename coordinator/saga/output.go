@@ -52,9 +52,12 @@ func (s *ChildOf[In, ChildIn]) Output(ctx context.Context, c *Call[In]) (*Instan
 	return s.read(ctx, c)
 }
 
-// read gives the child of a call's saga.
+// read gives the child of a call's saga, the newest. The error is ErrNotFound if there is none.
 func (s *ChildOf[In, ChildIn]) read(ctx context.Context, c *Call[In]) (*Instance, error) {
-	id := c.Saga + "/" + s.step.name
+	id, err := db.New(c.on).FindSagaChild(ctx, db.FindSagaChildParams{Ns: c.ns, SagaID: c.id, Step: s.step.name})
+	if err != nil {
+		return nil, fmt.Errorf("child of step %q: %w", s.step.name, wrap(err))
+	}
 	a := lookFor(ctx, c.on, c.ns, []string{id})[id]
 	if a.err != nil {
 		return nil, fmt.Errorf("child %s: %w", id, a.err)

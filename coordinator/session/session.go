@@ -118,6 +118,9 @@ func (c *Config) withDefaults() Config {
 // Channel is the NOTIFY channel of a namespace's hints.
 func Channel(ns int16) string { return "pawl_" + strconv.Itoa(int(ns)) }
 
+// Hint is the payload of the hint that has a session's process renew it at once, and hear thereby of attempts that were asked to cancel.
+func Hint(id int64) string { return "s" + strconv.FormatInt(id, 10) }
+
 // ownChannel is the NOTIFY channel of hints to one session.
 func ownChannel(ns int16, id int64) string { return fmt.Sprintf("%s_s%d", Channel(ns), id) }
 
@@ -326,7 +329,7 @@ func (s *Session) listen(conn *pgx.Conn, wait time.Duration) {
 		if err != nil {
 			return
 		}
-		if n.Payload == "s"+strconv.FormatInt(s.id, 10) {
+		if n.Payload == Hint(s.id) {
 			return // somebody asks us to look at once
 		}
 		if s.conf.Heard != nil {

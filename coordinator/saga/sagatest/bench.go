@@ -119,7 +119,7 @@ func (b *Bench) withdraw(ctx context.Context) {
 			_, err := b.q.WithdrawSaga(ctx, db.WithdrawSagaParams{Ns: namespace, SagaID: id})
 			b.must("withdraw", err)
 		}
-		if len(ids) < sagasMax {
+		if len(ids) == 0 {
 			return
 		}
 	}
