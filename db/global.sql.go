@@ -47,34 +47,55 @@ func (q *Queries) ClearGlobalDoubts(ctx context.Context, arg ClearGlobalDoubtsPa
 	return err
 }
 
-const decideGlobal = `-- name: DecideGlobal :one
-SELECT pawl.global_decide($1::smallint, CAST($2::text[] AS uuid[]), $3::timestamptz[], $4::text[], $5::text[], $6::text, CAST($7::text[] AS uuid[]))::boolean[] AS committed
+const decideGlobal = `-- name: DecideGlobal :many
+INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by)
+SELECT $1::smallint, u.id, clock_timestamp(), true, u.branch, string_to_array(u.participants, ','), $2::text
+FROM ROWS FROM (unnest(CAST($3::text[] AS uuid[])), unnest($4::timestamptz[]), unnest($5::text[]), unnest($6::text[])) u(id, deadline, branch, participants)
+WHERE u.deadline > clock_timestamp() ORDER BY u.id
+ON CONFLICT DO NOTHING
+RETURNING id::text AS id, coalesce(CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'local', true) END, '')::text AS durable
 `
 
 type DecideGlobalParams struct {
 	Ns           int16
+	DecidedBy    string
 	IDs          []string
 	Deadlines    []time.Time
 	Branches     []string
 	Participants []string
-	DecidedBy    string
-	Ended        []string
 }
 
-// participants: names with commas between.
-func (q *Queries) DecideGlobal(ctx context.Context, arg DecideGlobalParams) ([]bool, error) {
-	row := q.db.QueryRow(ctx, decideGlobal,
+type DecideGlobalRow struct {
+	ID      string
+	Durable string
+}
+
+// The usual case of pawl.global_decide, in one statement: gives those that are decided now, to commit. participants: names with commas between.
+func (q *Queries) DecideGlobal(ctx context.Context, arg DecideGlobalParams) ([]DecideGlobalRow, error) {
+	rows, err := q.db.Query(ctx, decideGlobal,
 		arg.Ns,
+		arg.DecidedBy,
 		arg.IDs,
 		arg.Deadlines,
 		arg.Branches,
 		arg.Participants,
-		arg.DecidedBy,
-		arg.Ended,
 	)
-	var committed []bool
-	err := row.Scan(&committed)
-	return committed, err
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []DecideGlobalRow
+	for rows.Next() {
+		var i DecideGlobalRow
+		if err := rows.Scan(&i.ID, &i.Durable); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const decideGlobalByHand = `-- name: DecideGlobalByHand :one
@@ -490,6 +511,34 @@ func (q *Queries) SeeGlobalParticipant(ctx context.Context, arg SeeGlobalPartici
 		arg.Prepared,
 	)
 	return err
+}
+
+const settleGlobalDecision = `-- name: SettleGlobalDecision :one
+SELECT pawl.global_decide($1::smallint, CAST($2::text[] AS uuid[]), $3::timestamptz[], $4::text[], $5::text[], $6::text)::boolean[] AS committed
+`
+
+type SettleGlobalDecisionParams struct {
+	Ns           int16
+	IDs          []string
+	Deadlines    []time.Time
+	Branches     []string
+	Participants []string
+	DecidedBy    string
+}
+
+// Whoever was first has decided. committed: what.
+func (q *Queries) SettleGlobalDecision(ctx context.Context, arg SettleGlobalDecisionParams) ([]bool, error) {
+	row := q.db.QueryRow(ctx, settleGlobalDecision,
+		arg.Ns,
+		arg.IDs,
+		arg.Deadlines,
+		arg.Branches,
+		arg.Participants,
+		arg.DecidedBy,
+	)
+	var committed []bool
+	err := row.Scan(&committed)
+	return committed, err
 }
 
 const sweepGlobalOld = `-- name: SweepGlobalOld :one

@@ -76,9 +76,9 @@ END $$;
 -- +goose StatementEnd
 
 -- Decides that global transactions commit, each with the names of its branches and the participants that have prepared (their names with commas between). committed: whether it is so: who has decided before has decided, and past its deadline
--- a transaction that nobody has decided is aborted. p_ended are others, that are committed everywhere now. Commits synchronously. Calling it again changes nothing.
+-- a transaction that nobody has decided is aborted. Commits synchronously. Calling it again changes nothing.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.global_decide(p_ns smallint, p_ids uuid[], p_deadlines timestamptz[], p_branches text[], p_participants text[], p_by text, p_ended uuid[], OUT committed boolean[])
+CREATE FUNCTION pawl.global_decide(p_ns smallint, p_ids uuid[], p_deadlines timestamptz[], p_branches text[], p_participants text[], p_by text, OUT committed boolean[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_ours uuid[];
@@ -100,7 +100,6 @@ BEGIN
     committed := ARRAY(SELECT d.committed FROM unnest(p_ids) WITH ORDINALITY u(id, i) CROSS JOIN LATERAL (
       SELECT x.committed FROM pawl.global_decision x WHERE x.ns = p_ns AND x.id = u.id OFFSET 0) d ORDER BY u.i);
   END IF;
-  PERFORM pawl.global_ended(p_ns, p_ended);
 END $$;
 -- +goose StatementEnd
 
@@ -109,7 +108,7 @@ END $$;
 CREATE FUNCTION pawl.global_decide_here(p_ns smallint, p_id uuid, p_deadline timestamptz, p_branch text, p_participants text, p_by text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  IF NOT (pawl.global_decide(p_ns, ARRAY[p_id], ARRAY[p_deadline], ARRAY[p_branch], ARRAY[p_participants], p_by, '{}'))[1] THEN
+  IF NOT (pawl.global_decide(p_ns, ARRAY[p_id], ARRAY[p_deadline], ARRAY[p_branch], ARRAY[p_participants], p_by))[1] THEN
     RAISE EXCEPTION 'pawl: global transaction % was aborted', p_id USING ERRCODE = 'PW030';
   END IF;
 END $$;

@@ -1,9 +1,18 @@
 -- name: ReadGlobalHome :one
 SELECT h.home::text AS home, h.at::timestamptz AS at, (h.lsn - '0/0')::bigint AS lsn FROM pawl.global_here() h;
 
--- name: DecideGlobal :one
--- participants: names with commas between.
-SELECT pawl.global_decide(@ns::smallint, CAST(@ids::text[] AS uuid[]), @deadlines::timestamptz[], @branches::text[], @participants::text[], @decided_by::text, CAST(@ended::text[] AS uuid[]))::boolean[] AS committed;
+-- name: DecideGlobal :many
+-- The usual case of pawl.global_decide, in one statement: gives those that are decided now, to commit. participants: names with commas between.
+INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by)
+SELECT @ns::smallint, u.id, clock_timestamp(), true, u.branch, string_to_array(u.participants, ','), @decided_by::text
+FROM ROWS FROM (unnest(CAST(@ids::text[] AS uuid[])), unnest(@deadlines::timestamptz[]), unnest(@branches::text[]), unnest(@participants::text[])) u(id, deadline, branch, participants)
+WHERE u.deadline > clock_timestamp() ORDER BY u.id
+ON CONFLICT DO NOTHING
+RETURNING id::text AS id, coalesce(CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'local', true) END, '')::text AS durable;
+
+-- name: SettleGlobalDecision :one
+-- Whoever was first has decided. committed: what.
+SELECT pawl.global_decide(@ns::smallint, CAST(@ids::text[] AS uuid[]), @deadlines::timestamptz[], @branches::text[], @participants::text[], @decided_by::text)::boolean[] AS committed;
 
 -- name: AbortGlobal :exec
 SELECT pawl.global_abort(@ns::smallint, CAST(@ids::text[] AS uuid[]), @decided_by::text, @reason::text);

@@ -14,7 +14,7 @@ import (
 
 const (
 	decisionsMax = 500                    // decisions in one transaction
-	endedWait    = 500 * time.Millisecond // until transactions that are committed everywhere are noted, if no decision takes them along
+	endedWait    = 500 * time.Millisecond // until transactions that are committed everywhere are noted, together
 )
 
 // decider writes decisions. Those that gather while one transaction is under way go together in the next.
@@ -53,17 +53,17 @@ func (d *decider) decide(ctx context.Context, t *Tx, participants []string) erro
 func (d *decider) turn(ctx context.Context) {
 	d.mu.Lock()
 	n := min(len(d.waiting), decisionsMax)
-	batch, ends := d.waiting[:n:n], d.ends
-	d.waiting, d.ends = slices.Clone(d.waiting[n:]), nil
+	batch := d.waiting[:n:n]
+	d.waiting = slices.Clone(d.waiting[n:])
 	if n == 0 {
-		d.busy, d.ends = false, ends
+		d.busy = false
 		d.mu.Unlock()
 		return
 	}
 	d.mu.Unlock()
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), decideMax)
 	defer stop()
-	p := db.DecideGlobalParams{Ns: d.m.conf.Namespace, DecidedBy: d.m.conf.Name, Ended: ends}
+	p := db.DecideGlobalParams{Ns: d.m.conf.Namespace, DecidedBy: d.m.conf.Name}
 	for _, one := range batch {
 		p.IDs, p.Deadlines = append(p.IDs, one.t.ID()), append(p.Deadlines, one.t.id.Deadline)
 		p.Branches = append(p.Branches, one.t.id.String())
@@ -85,11 +85,17 @@ func (d *decider) turn(ctx context.Context) {
 
 var errAbortedBefore = errors.New("its deadline had passed, or recovery aborted it")
 
-// write asks until the server answers: a decision that was written before stays as it is.
+// write asks until the server answers: a decision that was written before stays as it is. Mostly all of them are written at once; else it asks who was first.
 func (d *decider) write(ctx context.Context, p db.DecideGlobalParams) (committed []bool, err error) {
 	for {
 		d.m.fail("deciding")
-		committed, err = d.m.q.DecideGlobal(ctx, p)
+		rows, err := d.m.q.DecideGlobal(ctx, p)
+		if err == nil && len(rows) == len(p.IDs) {
+			return slices.Repeat([]bool{true}, len(rows)), nil
+		}
+		if err == nil {
+			committed, err = d.m.q.SettleGlobalDecision(ctx, db.SettleGlobalDecisionParams{Ns: p.Ns, IDs: p.IDs, Deadlines: p.Deadlines, Branches: p.Branches, Participants: p.Participants, DecidedBy: p.DecidedBy})
+		}
 		if err == nil || ctx.Err() != nil || db.IsUnmigrated(err) {
 			return committed, wrap(err)
 		}

@@ -44,11 +44,11 @@ func TestPlans(t *testing.T) {
 	}{
 		{"decide", 60, func() string {
 			n++
-			return fmt.Sprintf("SELECT pawl.global_decide(1::smallint, ARRAY['ffffffff-0000-7000-8000-%012d'::uuid], ARRAY[now() + interval '1 min'], ARRAY['pawl:1:h:x:0:'], ARRAY['east,west'], 'test', '{}')", n)
+			return fmt.Sprintf("SELECT pawl.global_decide(1::smallint, ARRAY['ffffffff-0000-7000-8000-%012d'::uuid], ARRAY[now() + interval '1 min'], ARRAY['pawl:1:h:x:0:'], ARRAY['east,west'], 'test')", n)
 		}},
 		{"decide again, and note an end", 60, func() string {
 			id := fmt.Sprintf("ffffffff-0000-7000-8000-%012d", n)
-			return fmt.Sprintf("SELECT pawl.global_decide(1::smallint, ARRAY['%s'::uuid], ARRAY[now() + interval '1 min'], ARRAY['pawl:1:h:x:0:'], ARRAY['east,west'], 'test', ARRAY['%s'::uuid])", id, id)
+			return fmt.Sprintf("SELECT pawl.global_decide(1::smallint, ARRAY['%s'::uuid], ARRAY[now() + interval '1 min'], ARRAY['pawl:1:h:x:0:'], ARRAY['east,west'], 'test'), pawl.global_ended(1::smallint, ARRAY['%s'::uuid])", id, id)
 		}},
 		{"abort", 60, func() string {
 			return fmt.Sprintf("SELECT pawl.global_abort(1::smallint, ARRAY['fffffffe-0000-7000-8000-%012d'::uuid], 'test', 'test')", n)

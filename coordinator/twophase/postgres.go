@@ -226,26 +226,10 @@ func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknow
 	if _, err := conn.Prepare(ctx, witnessName, witnessSQL); err != nil { // once a connection
 		return false, b.p.wrap("vote", err)
 	}
-	pipe := conn.PgConn().StartPipeline(ctx)
-	pipe.SendQueryPrepared(witnessName, [][]byte{[]byte(b.id.String())}, nil, nil)
-	pipe.SendQueryParams(statement, nil, nil, nil, nil)
-	err = pipe.Sync()
-	var got string
-	for err == nil {
-		var results any
-		if results, err = pipe.GetResults(); err != nil {
-			break
-		}
-		reader, ok := results.(*pgconn.ResultReader)
-		if !ok {
-			break // the end of the message
-		}
-		var end pgconn.CommandTag
-		end, err = reader.Close()
-		got = end.String()
-	}
-	if fault := pipe.Close(); err == nil {
-		err = fault
+	results, err := conn.PgConn().Exec(ctx, "EXECUTE "+witnessName+"('"+b.id.String()+"'); "+statement).ReadAll()
+	got := ""
+	if err == nil {
+		got = results[len(results)-1].CommandTag.String()
 	}
 	switch {
 	case err != nil:
