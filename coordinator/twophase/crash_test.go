@@ -216,7 +216,7 @@ func TestCommit_lostReplies(t *testing.T) {
 		{"own", "own", "COMMIT"},
 		{"east", "east", "COMMIT"},
 		{"east west", "east", "PREPARE TRANSACTION"},
-		{"east west", "own", "global_decide"},
+		{"east west", "own", "INTO pawl.global_decision"},
 		{"east west", "east", "COMMIT PREPARED"},
 		{"east own", "east", "PREPARE TRANSACTION"},
 		{"east own", "own", "COMMIT"},
