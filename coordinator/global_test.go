@@ -156,7 +156,7 @@ func (a *accounts) coordinator(t *testing.T, log io.Writer, participants ...twop
 // What a coordinator that was killed has left prepared, the others settle within 12 s of its deadline, though they began to run before: committed behind its commit point, else rolled back.
 func TestInDoubt(t *testing.T) {
 	t.Parallel()
-	for at, want := range map[string]int{"COMMIT PREPARED": 95, "global_decide": 100} {
+	for at, want := range map[string]int{"COMMIT PREPARED": 95, "INTO pawl.global_decision": 100} {
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
 			a := newAccounts(t)
@@ -319,7 +319,7 @@ func (l *lines) count(text string) int { return strings.Count(l.String(), text) 
 func TestRebaseGlobal(t *testing.T) {
 	t.Parallel()
 	a := newAccounts(t)
-	a.crash(t, "global_decide")
+	a.crash(t, "INTO pawl.global_decision")
 	c := a.coordinator(t, io.Discard, a.east, a.west)
 	exec(t, a.own, "SELECT pawl.enqueue('1', 'default', 'k', '{}')")
 	exec(t, a.own, "UPDATE pawl.line SET cluster = cluster + 1")

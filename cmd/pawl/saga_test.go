@@ -362,6 +362,8 @@ func TestSagaCancel(t *testing.T) {
 	startSaga(t, url, "early", `{}`, saga.StateRunning)
 	awaitStep(t, url, "early", 1)
 	refused(t, exitFailed, url, []string{"saga", "retry", "early", "--reason", "x"}, "not stuck", "running")
+	awaitRow(t, pool, "SELECT count(*) > 0 FROM pawl.receipt WHERE outcome = 'returned'")
+	mustExec(t, pool, "UPDATE pawl.receipt SET detail = NULL WHERE outcome = 'returned'") // as by a worker that stopped when it had begun
 	cancel := []string{"saga", "cancel", "early", "--reason", "the customer called", "--actor", "mia"}
 	mentions(t, must(t, exitOK, url, cancel...), "saga early was running, and is compensating now: running label\n")
 	mentions(t, must(t, exitOK, url, cancel...), "saga early is left as it is: it is compensating now")
