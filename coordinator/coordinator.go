@@ -44,7 +44,8 @@ type Coordinator struct {
 	q    *db.Queries
 	conf Config
 
-	sagasSeen atomic.Int64 // up to which saga the look for forgotten ones has come
+	sagasSeen atomic.Int64             // up to which saga the look for forgotten ones has come
+	tccSeen   atomic.Pointer[tccRound] // up to which transaction the look for stuck ones has
 }
 
 // New makes a coordinator on a pool. The error lists every fault of conf.

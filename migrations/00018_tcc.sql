@@ -150,7 +150,7 @@ END $$;
 -- The args of the jobs of a branch.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.tcc_args(b pawl.tcc_branch) RETURNS json LANGUAGE sql STABLE BEGIN ATOMIC
-  SELECT json_build_object('transaction', b.id, 'n', b.n, 'args', b.args);
+  SELECT json_build_object('ns', b.ns, 'transaction', b.id, 'n', b.n, 'args', b.args);
 END;
 -- +goose StatementEnd
 
