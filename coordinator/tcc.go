@@ -52,7 +52,7 @@ func (c *Coordinator) findStuckTCC(ctx context.Context, r *Report) error {
 		if err != nil {
 			return err
 		}
-		for _, branch := range row.Found {
+		for _, branch := range row.Stuck {
 			r.Did++
 			c.conf.Logger.Error("branch is stuck, an operator must see to it", "branch", branch)
 		}

@@ -341,7 +341,7 @@ func (q *Queries) SweepTCCOld(ctx context.Context, arg SweepTCCOldParams) (Sweep
 }
 
 const sweepTCCStuck = `-- name: SweepTCCStuck :one
-SELECT found::text[] AS found, last AS last, coalesce(last_id, '')::text AS last_id FROM pawl.sweep_tcc_stuck($1::smallint, $2::timestamptz, $3::text, $4::int)
+SELECT stuck::text[] AS stuck, last AS last, coalesce(last_id, '')::text AS last_id FROM pawl.sweep_tcc_stuck($1::smallint, $2::timestamptz, $3::text, $4::int)
 `
 
 type SweepTCCStuckParams struct {
@@ -352,7 +352,7 @@ type SweepTCCStuckParams struct {
 }
 
 type SweepTCCStuckRow struct {
-	Found  []string
+	Stuck  []string
 	Last   *time.Time
 	LastID string
 }
@@ -366,6 +366,6 @@ func (q *Queries) SweepTCCStuck(ctx context.Context, arg SweepTCCStuckParams) (S
 		arg.LimitRows,
 	)
 	var i SweepTCCStuckRow
-	err := row.Scan(&i.Found, &i.Last, &i.LastID)
+	err := row.Scan(&i.Stuck, &i.Last, &i.LastID)
 	return i, err
 }

@@ -362,9 +362,9 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Looks for branches that are stuck, of the p_limit decisions behind (p_after, p_after_id), and tells of each once: in the outbox, topic pawl.tcc, type tcc.stuck, and as found. last NULL: the round is over.
+-- Looks for branches that are stuck, of the p_limit decisions behind (p_after, p_after_id), and tells of each once: in the outbox, topic pawl.tcc, type tcc.stuck, and as stuck. last NULL: the round is over.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.sweep_tcc_stuck(p_ns smallint, p_after timestamptz, p_after_id text, p_limit int, OUT found text[], OUT last timestamptz, OUT last_id text)
+CREATE FUNCTION pawl.sweep_tcc_stuck(p_ns smallint, p_after timestamptz, p_after_id text, p_limit int, OUT stuck text[], OUT last timestamptz, OUT last_id text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '5s' AS $$
 DECLARE
   d   record;
@@ -372,7 +372,7 @@ DECLARE
   v_n int := 0;
 BEGIN
   PERFORM pawl.require_read_committed();
-  found := '{}';
+  stuck := '{}';
   FOR d IN SELECT x.id, x.decided_at, x.confirmed FROM pawl.tcc_decision x WHERE -x.ns = -p_ns AND (x.decided_at, x.id) > (p_after, p_after_id) ORDER BY x.decided_at, x.id LIMIT p_limit LOOP
     v_n := v_n + 1;
     last := d.decided_at;
@@ -381,7 +381,7 @@ BEGIN
     FOR b IN SELECT s.n, s.kind, s.job_id FROM pawl.tcc_branches(p_ns, d.id) s WHERE s.stuck LOOP
       INSERT INTO pawl.tcc_stuck (ns, id, n, job_id, at) VALUES (p_ns, d.id, b.n, b.job_id, clock_timestamp()) ON CONFLICT DO NOTHING;
       IF FOUND THEN
-        found := found || format('%s/%s.%s', d.id, b.kind, b.n);
+        stuck := stuck || format('%s/%s.%s', d.id, b.kind, b.n);
         PERFORM pawl.publish(p_ns, 'pawl.tcc', left(d.id, 256), 'tcc.stuck', json_build_object('transaction', d.id, 'branch', b.kind || '.' || b.n, 'op', CASE WHEN d.confirmed THEN 'confirm' ELSE 'cancel' END,
           'job', b.job_id::text));
       END IF;

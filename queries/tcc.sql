@@ -37,7 +37,7 @@ SELECT coalesce(did, -1)::int AS did, queues::text[] AS queues, failed::text[] A
 
 -- name: SweepTCCStuck :one
 -- last NULL: the round is over.
-SELECT found::text[] AS found, last AS last, coalesce(last_id, '')::text AS last_id FROM pawl.sweep_tcc_stuck(@ns::smallint, @after_at::timestamptz, @after_id::text, @limit_rows::int);
+SELECT stuck::text[] AS stuck, last AS last, coalesce(last_id, '')::text AS last_id FROM pawl.sweep_tcc_stuck(@ns::smallint, @after_at::timestamptz, @after_id::text, @limit_rows::int);
 
 -- name: SweepTCCOld :one
 SELECT removed::int AS removed, last AS last, coalesce(last_id, '')::text AS last_id FROM pawl.sweep_tcc_old(@ns::smallint, @keep::interval, @after_at::timestamptz, @after_id::text, @limit_rows::int);
