@@ -341,7 +341,7 @@ func TestTCC_stuck(t *testing.T) {
 			t.Errorf("%d found, want %d", r.Did, did)
 		}
 	}
-	if n := count(t, pool, "SELECT count(*) FROM pawl.event WHERE topic = 'pawl.tcc' AND type = 'tcc.stuck'"); n != len(kinds) {
+	if n := count(t, pool, "SELECT count(*) FROM pawl.outbox_event WHERE topic = 'pawl.tcc' AND type = 'tcc.stuck'"); n != len(kinds) {
 		t.Errorf("%d events", n)
 	}
 	if err := tcc.Retry(ctx, pool, 1, x.ID(), "", ""); !errors.Is(err, tcc.ErrInvalid) {
