@@ -63,6 +63,7 @@ func (k killer) at(when string) {
 func (k killer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
 	return k.begin(ctx, q.SQL)
 }
+
 func (k killer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) { k.end(ctx) }
 
 func (k killer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, b pgx.TraceBatchStartData) context.Context {

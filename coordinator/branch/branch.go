@@ -84,7 +84,7 @@ func New(conf Config, targets ...Target) (*Client, error) {
 		c.header[http.CanonicalHeaderKey(name)] = values
 	}
 	if err := outbound.CheckHeaders(conf.Header); err != nil {
-		faults = append(faults, fmt.Errorf("Header: %w", err))
+		faults = append(faults, fmt.Errorf("%s: %w", "Header", err))
 	}
 	if conf.Transport != nil && len(conf.Allow) > 0 {
 		faults = append(faults, errors.New("a Transport leaves no meaning to Allow"))
