@@ -349,7 +349,9 @@ func TestDecide_concurrent(t *testing.T) {
 				case 3:
 					errs[j] = tcc.CancelByID(t.Context(), pool, 1, tx.ID(), "ada", "it hangs")
 				default:
-					sweep(t, pool)
+					if row := sweep(t, pool); len(row.Failed) > 0 {
+						t.Errorf("%+v", row)
+					}
 				}
 			})
 		}
@@ -392,7 +394,7 @@ func TestConfirmTx(t *testing.T) {
 			t.Fatal(err)
 		}
 		expire(t, pool, tx)
-		if row := sweep(t, pool); row.Did != 0 {
+		if row := sweep(t, pool); row.Did != 0 || len(row.Failed) > 0 {
 			t.Error("the sweep decided what another is deciding")
 		}
 		cancelled := make(chan error, 1)
@@ -650,5 +652,40 @@ func TestDefine(t *testing.T) {
 			}()
 			f()
 		}()
+	}
+}
+
+// What is decided while the sweep is at work on another is left alone.
+func TestSweep_decidedMeanwhile(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	first, second := begin(t, pool), begin(t, pool)
+	try(t, first, inventory)
+	expire(t, pool, first)
+	expire(t, pool, second)
+	lock, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Rollback(t.Context()) }()
+	exec(t, lock, "LOCK TABLE pawl.tcc_job IN SHARE MODE") // the first waits here; the second has no jobs
+	swept := make(chan db.SweepTCCRow, 1)
+	go func() {
+		row, err := db.New(pool).SweepTCC(context.Background(), db.SweepTCCParams{Ns: 1, LimitRows: 100})
+		if err != nil {
+			t.Error(err)
+		}
+		swept <- row
+	}()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for count(t, pool, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == 0 {
+		<-tick.C
+	}
+	if err := errors.Join(second.Cancel(t.Context()), lock.Commit(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if row := <-swept; row.Did != 1 || len(row.Failed) > 0 {
+		t.Errorf("%+v", row)
 	}
 }
