@@ -98,7 +98,7 @@ END $$;
 -- Begins a transaction. Raises PW040 if there is one of this id.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.tcc_begin(p_ns smallint, p_id text, p_timeout_ms bigint, p_headers json) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 BEGIN
   IF NOT EXISTS (SELECT FROM pawl.namespace n WHERE n.ns = p_ns) THEN
     RAISE EXCEPTION 'pawl: namespace % does not exist', p_ns USING ERRCODE = '22023', HINT = 'SELECT pawl.namespace_create(name) makes one.';
@@ -115,7 +115,7 @@ END $$;
 -- Takes a transaction's lock, to look at it in later statements. Raises PW041 if there is none.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.tcc_lock(p_ns smallint, p_id text) RETURNS pawl.tcc
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '5s' AS $$
 DECLARE
   t pawl.tcc;
 BEGIN

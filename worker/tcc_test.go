@@ -277,6 +277,42 @@ func TestTCC_uncommittedTry(t *testing.T) {
 	balanced(t, pool, bank, 0)
 }
 
+// A cancel that waits for its try in vain asks again, however long that takes, and uses no attempt.
+func TestTCC_tryInFlight(t *testing.T) {
+	t.Parallel()
+	pool, bank := ledger(t)
+	here, there := tcc.Define[money]("here", tcc.MaxAttempts(1)), tcc.Define[money]("there", tcc.MaxAttempts(1))
+	w := newWorker(t, pool, quick())
+	tcc.HandleTx(w, here, settle(""), settle("due = due - $2"))
+	tcc.HandleOn(w, there, bank, settle(""), settle("due = due - $2"))
+	run(t, w)
+	sweep(t, pool)
+	x, err := tcc.Begin(t.Context(), pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := money{"1", 100}
+	err = here.TryTx(t.Context(), x, pool, m, func(ctx context.Context, tx pgx.Tx) error {
+		return errors.Join(tryCredit(m)(ctx, tx), there.TryTx(ctx, x, bank, m, func(ctx context.Context, tx pgx.Tx) error {
+			if err := errors.Join(tryCredit(m)(ctx, tx), x.Cancel(ctx)); err != nil {
+				return err
+			}
+			for _, b := range tellTCC(t, pool, x.ID()).Branches {
+				until(t, "a cancel to ask again", func() bool {
+					s := story(t, pool, b.JobID)
+					return len(s.Attempts) > 0 && s.Attempts[0].Outcome == job.Snoozed
+				})
+			}
+			return nil
+		}))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	untilTCC(t, pool, x.ID(), tcc.Cancelled)
+	balanced(t, pool, bank, 0)
+}
+
 // A branch that cannot be confirmed is stuck when its attempts are used up: that is told of once, and an operator has it tried again.
 func TestTCC_stuck(t *testing.T) {
 	t.Parallel()

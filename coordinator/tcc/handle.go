@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -81,7 +82,7 @@ func Handle[A any](w Worker, k *Kind[A], confirm, cancel func(ctx context.Contex
 }
 
 // HandleTx is Handle for effects in this database: what confirm or cancel write through tx, the barrier's row and the end of the branch and of its job commit together, or not at all. So they happen once, cancel only where try
-// did, and a try (TryTx on this database) that comes after its cancel is refused. tx is as in worker.HandleTx.
+// did, and a try (TryTx on this database) that comes after its cancel is refused. While a try is not committed yet it is asked again each second, and no attempt is used. tx is as in worker.HandleTx.
 func HandleTx[A any](w Worker, k *Kind[A], confirm, cancel func(ctx context.Context, tx pgx.Tx, c *Call[A]) error) {
 	k.register(confirm == nil || cancel == nil, func(op barrier.Op, kind string) {
 		h := confirm
@@ -92,6 +93,7 @@ func HandleTx[A any](w Worker, k *Kind[A], confirm, cancel func(ctx context.Cont
 			c, err := k.call(j, op)
 			if err == nil {
 				_, err = do(ctx, tx, c.Barrier(), func(ctx context.Context, tx pgx.Tx) error { return sure(h(ctx, tx, c)) })
+				err = waiting(err)
 			}
 			if err == nil {
 				err = c.done(ctx, tx)
@@ -108,7 +110,7 @@ func HandleOn[A any](w Worker, k *Kind[A], pool *pgxpool.Pool, confirm, cancel f
 			return nil
 		}
 		return func(ctx context.Context, c *Call[A]) error {
-			return within(ctx, pool, c.Barrier(), func(ctx context.Context, tx pgx.Tx) error { return sure(h(ctx, tx, c)) })
+			return waiting(within(ctx, pool, c.Barrier(), func(ctx context.Context, tx pgx.Tx) error { return sure(h(ctx, tx, c)) }))
 		}
 	}
 	Handle(w, k, on(confirm), on(cancel))
@@ -156,6 +158,16 @@ func (c *Call[A]) done(ctx context.Context, on DB) error {
 func sure(err error) error {
 	if e := (*job.Ending)(nil); errors.As(err, &e) && e.Outcome != job.Snoozed && e.Outcome != job.Failed {
 		return fmt.Errorf("a branch cannot be given up: %v", err) //nolint:errorlint // it is no ending any more
+	}
+	return err
+}
+
+const inFlightAgain = time.Second // when a branch that another transaction is at work on is asked again
+
+// waiting has a branch that another transaction is at work on asked again, without an attempt used.
+func waiting(err error) error {
+	if errors.Is(err, barrier.ErrInFlight) {
+		return job.Snooze(inFlightAgain)
 	}
 	return err
 }
