@@ -54,13 +54,14 @@ const (
 	SweepIdempotency = "idempotency" // removes answers and messages whose time is over
 	SweepBarrier     = "barrier"     // removes what barriers need no more
 	SweepInDoubt     = "in-doubt"    // settles what crashed global transactions have left prepared, removes old decisions; at the same time on all nodes
+	SweepTCC         = "tcc"         // deadlines of global transactions over services, branches that are stuck, removal of old ones
 	SweepSagas       = "sagas"       // deadlines and timers of sagas, proof that none is forgotten, removal of old ones
 	SweepPartitions  = "partitions"  // makes the hot tables' next ranges, and drops those of the outbox that are not kept any more
 )
 
 // SweepNames returns the names of all sweeps, in the order of their urgency.
 func SweepNames() []string {
-	return []string{SweepSessions, SweepDue, SweepInDoubt, SweepDedupe, SweepLocks, SweepIdempotency, SweepOutbox, SweepSagas, SweepBarrier, SweepPartitions}
+	return []string{SweepSessions, SweepDue, SweepInDoubt, SweepDedupe, SweepLocks, SweepIdempotency, SweepOutbox, SweepSagas, SweepTCC, SweepBarrier, SweepPartitions}
 }
 
 // SweepSpecs are the default times of the sweeps that run by the clock. The due sweep has none: it runs at the next due time.
@@ -72,6 +73,7 @@ var SweepSpecs = map[string]string{
 	SweepOutbox:      "@every 10s",
 	SweepIdempotency: "@every 1m",
 	SweepSagas:       "@every 10s",
+	SweepTCC:         "@every 10s",
 	SweepBarrier:     "@every 1m",
 	SweepPartitions:  "@every 1m",
 }

@@ -46,7 +46,8 @@ type Coordinator struct {
 	q    *db.Queries
 	conf Config
 
-	sagasSeen atomic.Int64 // up to which saga the look for forgotten ones has come
+	sagasSeen atomic.Int64             // up to which saga the look for forgotten ones has come
+	tccSeen   atomic.Pointer[tccRound] // up to which transaction the look for stuck ones has
 
 	mu       sync.Mutex
 	hindered map[string]bool // participants of global transactions where recovery was hindered last

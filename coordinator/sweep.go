@@ -57,6 +57,8 @@ func (c *Coordinator) Sweep(ctx context.Context, name string) (Report, error) {
 		err = c.sweepBarrier(ctx, &r)
 	case SweepSagas:
 		err = c.sweepSagas(ctx, &r)
+	case SweepTCC:
+		err = c.sweepTCC(ctx, &r)
 	case SweepPartitions:
 		err = c.sweepPartitions(ctx, &r)
 	default:

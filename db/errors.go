@@ -21,6 +21,15 @@ const (
 	CodeSagaEnded        = "PW023" // the saga has ended
 	CodeSagaNotFound     = "PW024" // there is no such saga
 	CodeSagaNotWaiting   = "PW025" // the saga, or its step, does not wait for this
+
+	CodeTCCExists    = "PW040" // there is a transaction of that id
+	CodeTCCNotFound  = "PW041" // there is no such transaction
+	CodeTCCCancelled = "PW042" // it is cancelled
+	CodeTCCConfirmed = "PW043" // it is confirmed
+	CodeTCCExpired   = "PW044" // its deadline has passed
+	CodeTCCUntried   = "PW045" // a branch was not tried with success
+	CodeTCCTooMany   = "PW046" // it has as many branches as it may have
+	CodeTCCNotStuck  = "PW047" // nothing of it is stuck
 )
 
 // Code returns the SQLSTATE of err, or "" if Postgres did not raise it.

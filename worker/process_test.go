@@ -25,7 +25,8 @@ import (
 const (
 	envURL   = "PAWL_TEST_WORKER_URL"   // the database
 	envPoint = "PAWL_TEST_WORKER_POINT" // a failpoint, reached once
-	envHow   = "PAWL_TEST_WORKER_HOW"   // KILL or STOP: the signal the process sends itself there
+	envHow   = "PAWL_TEST_WORKER_HOW"   // KILL or STOP: the signal the process sends itself there; or howTransfer
+	envBank  = "PAWL_TEST_WORKER_BANK"  // another database, of participants in transactions
 )
 
 var (
@@ -35,7 +36,11 @@ var (
 
 func TestMain(m *testing.M) {
 	if url := os.Getenv(envURL); url != "" {
-		if err := child(url); err != nil {
+		work := child
+		if os.Getenv(envHow) == howTransfer {
+			work = transferChild
+		}
+		if err := work(url); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -64,6 +69,14 @@ func child(url string) error {
 		return err
 	}
 	register(w)
+	if url := os.Getenv(envBank); url != "" {
+		bank, err := killingPool(ctx, url)
+		if err != nil {
+			return err
+		}
+		defer bank.Close()
+		registerTCC(w, bank)
+	}
 	hit := make(chan struct{}, 1)
 	hit <- struct{}{}
 	worker.SetFailpoint(w, func(name string, _ int64) {
@@ -101,10 +114,11 @@ type process struct {
 	done chan error        // how it ended
 }
 
-func startProcess(tb testing.TB, url, point, how string) *process {
+func startProcess(tb testing.TB, url, point, how string, env ...string) *process {
 	tb.Helper()
 	cmd := osexec.Command(os.Args[0], "-test.run=^$")
 	cmd.Env = append(os.Environ(), envURL+"="+url, envPoint+"="+point, envHow+"="+how)
+	cmd.Env = append(cmd.Env, env...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

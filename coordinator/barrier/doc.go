@@ -6,6 +6,8 @@
 //	[Do]       in a transaction of the service's own, whatever brought the call there
 //	[Handler]  for net/http, the other side of a saga's HTTP branches: it begins, commits and answers
 //
+// The database has Pawl's schema, or, where no Pawl runs, what [Setup] makes of it; there [Sweep] removes old rows. A service on MariaDB or MySQL has no barrier of this package's.
+//
 // # What becomes of a call
 //
 //	it is new                                          | done      | work runs; its writes, its result and the row commit together
@@ -51,5 +53,5 @@
 //	bad id, branch, op or result; no such namespace      | ErrInvalid    | nothing was done; a bad header is answered with 400, a result with 500
 //	the transaction is not READ COMMITTED                | ErrInvalid    | begin it so: its snapshot would not show what was waited for
 //	the connection was lost during COMMIT                | the caller's  | unknown: 503; called again, the row tells
-//	the schema is missing                                | ErrSchema     | run "pawl migrate up"
+//	the schema is missing                                | ErrSchema     | run "pawl migrate up", or call Setup
 package barrier

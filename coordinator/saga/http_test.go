@@ -342,7 +342,7 @@ func TestHandleHTTP_noAnswer(t *testing.T) {
 		"hangs":      {handle: hang(0), want: "unknown", says: "enough", hangs: true},
 		"hangs in":   {handle: hang(200), want: "unknown", says: "enough", hangs: true},
 		"hangs no":   {handle: hang(500), want: "unknown", hangs: true},
-		"private":    {conf: saga.Branch{Allow: []netip.Prefix{}}, want: "unknown", says: "not public: 127.0.0.1; Branch.Allow allows it"},
+		"private":    {conf: saga.Branch{Allow: []netip.Prefix{}}, want: "unknown", says: "not public: 127.0.0.1; Allow allows it"},
 		"elsewhere":  {conf: saga.Branch{Allow: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}, want: "unknown", says: "not public"},
 		"by name":    {conf: saga.Branch{URL: "http://localhost", Allow: []netip.Prefix{}}, want: "unknown", says: "not public"},
 		"not there":  {conf: saga.Branch{URL: "http://127.0.0.1:1"}, want: "unknown", says: "refused"},

@@ -1,0 +1,101 @@
+package barrier
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pawl-dev/pawl/db"
+	"github.com/pawl-dev/pawl/migrations"
+)
+
+// parts are what the barrier needs of the schema pawl, each with the file that it is in.
+var parts = []struct{ file, begin string }{
+	{"00001_queue.sql", "CREATE SCHEMA IF NOT EXISTS pawl;"},
+	{"00001_queue.sql", "CREATE TABLE pawl.namespace ("},
+	{"00001_queue.sql", "INSERT INTO pawl.namespace "},
+	{"00001_queue.sql", "CREATE FUNCTION pawl.namespace_create("},
+	{"00007_ending.sql", "CREATE FUNCTION pawl.require_read_committed("},
+	{"00009_sweep.sql", "CREATE FUNCTION pawl.sweep_key("},
+	{"00011_idempotency.sql", "CREATE FUNCTION pawl.idempotency_bound("},
+	{"00011_idempotency.sql", "CREATE FUNCTION pawl.idempotency_intact("},
+	{"00015_barrier.sql", ""}, // all of it
+}
+
+// Setup makes what the barrier needs, in a participant's Postgres that has no Pawl of its own: schema pawl with the barrier, its namespaces and its functions, the same as there. Where there is a barrier it does nothing. It needs the right to create
+// a schema. A database that was set up so is no place for "pawl migrate up" afterwards, which finds the schema in its way. Calls at the same time do not disturb each other. Nobody sweeps such a database: call Sweep now and then.
+func Setup(ctx context.Context, pool *pgxpool.Pool) error {
+	statements, err := script()
+	if err != nil {
+		return fmt.Errorf("set up barrier: %w", err)
+	}
+	err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended('pawl.barrier', 0))"); err != nil {
+			return err
+		}
+		var there bool
+		if err := tx.QueryRow(ctx, "SELECT to_regclass('pawl.barrier') IS NOT NULL").Scan(&there); err != nil || there {
+			return err
+		}
+		_, err := tx.Exec(ctx, statements)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("set up barrier: %w", err)
+	}
+	return nil
+}
+
+// script cuts the parts out of the migrations.
+func script() (string, error) {
+	var out strings.Builder
+	for _, p := range parts {
+		text, err := fs.ReadFile(migrations.FS, p.file)
+		if err != nil {
+			return "", err
+		}
+		up, _, _ := strings.Cut(string(text), "-- +goose Down")
+		if p.begin == "" {
+			out.WriteString(up)
+			continue
+		}
+		i := strings.Index(up, p.begin)
+		if i < 0 {
+			return "", fmt.Errorf("%s has no %q", p.file, p.begin)
+		}
+		end := ";\n"
+		if head, _, _ := strings.Cut(up[i:], ";\n"); strings.Contains(head, "$$") {
+			end = "$$;\n"
+		}
+		statement, _, _ := strings.Cut(up[i:], end)
+		out.WriteString(statement + end)
+	}
+	return out.String(), nil
+}
+
+// Sweep removes rows that have been kept for Keep from a database that no coordinator sweeps, and tells how many. One at a time does so, the others find nothing to do. The error is ErrSchema or the database's.
+func Sweep(ctx context.Context, pool *pgxpool.Pool, ns int16) (removed int64, err error) {
+	for range sweepsMax {
+		n, err := db.New(pool).SweepBarrier(ctx, db.SweepBarrierParams{Ns: max(ns, 1), Keep: Keep, LimitRows: sweepRowsMax})
+		if db.IsUnmigrated(err) {
+			err = fmt.Errorf("%w (%s)", ErrSchema, db.Message(err))
+		}
+		if err != nil {
+			return removed, fmt.Errorf("sweep barrier: %w", err)
+		}
+		removed += max(n, 0)
+		if n < sweepRowsMax {
+			break
+		}
+	}
+	return removed, nil
+}
+
+const (
+	sweepRowsMax = 500  // removed in one transaction
+	sweepsMax    = 1000 // such transactions in one Sweep
+)
