@@ -85,6 +85,7 @@ var sweepDid = map[string]string{
 	coordinator.SweepLocks:       "old states of locks removed",
 	coordinator.SweepOutbox:      "old positions removed",
 	coordinator.SweepBarrier:     "rows of barriers removed",
+	coordinator.SweepTCC:         "deadlines, stuck branches and old transactions of TCC seen to",
 	coordinator.SweepSagas:       "deadlines, timers, forgotten and old sagas seen to",
 	coordinator.SweepIdempotency: "expired answers and messages removed",
 	coordinator.SweepPartitions:  "ranges made or dropped",

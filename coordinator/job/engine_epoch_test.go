@@ -89,7 +89,7 @@ func copyAll(ctx context.Context, from, to *pgxpool.Pool) error {
 	if err != nil {
 		return err
 	}
-	if _, err := target.Exec(ctx, "DELETE FROM pawl.namespace"); err != nil {
+	if _, err := target.Exec(ctx, "DELETE FROM pawl.namespace; DELETE FROM pawl.global_home"); err != nil {
 		return err
 	}
 	for _, table := range tables {

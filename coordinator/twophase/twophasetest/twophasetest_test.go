@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -41,7 +42,7 @@ func postgres(t *testing.T) twophasetest.Target {
 		},
 		Foreign: func() {
 			for i, name := range []string{"other", "pawl:other"} {
-				id := fmt.Sprintf("%s:%d:%s", name, i, url[len(url)-10:]) // unique on the server
+				id := fmt.Sprintf("%s:%d:%d", name, i, rand.Int64()) // unique on the server
 				if _, err := own.Exec(t.Context(), "BEGIN; INSERT INTO effect VALUES (''); PREPARE TRANSACTION '"+id+"'"); err != nil {
 					t.Fatal(err)
 				}
