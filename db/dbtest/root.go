@@ -170,11 +170,19 @@ func sweep(ctx context.Context, dir string) {
 	}
 	runs, _ := filepath.Glob(filepath.Join(dir, "run-*"))
 	for _, run := range runs {
-		if _, err := os.Stat(filepath.Join(run, "keep")); err != nil {
+		if _, err := os.Stat(filepath.Join(run, "keep")); err != nil && !lives(run) {
 			_ = remove(run)
 		}
 	}
 	removeOldest(filepath.Join(dir, "run-*", "keep"), keptMax, func(keep string) error { return remove(filepath.Dir(keep)) })
+}
+
+// lives tells whether the process whose run this is, as its name tells, is alive: between a Kill of its server and the next Start nobody owns the directory. Another process
+// may have that number by now; then the directory stays until the next time.
+func lives(run string) bool {
+	var pid int
+	_, err := fmt.Sscanf(filepath.Base(run), "run-%d-", &pid)
+	return err == nil && syscall.Kill(pid, 0) == nil
 }
 
 // removeOldest removes all that matches but the n newest.
