@@ -155,6 +155,9 @@ func (a *accounts) coordinator(t *testing.T, log io.Writer, participants ...twop
 
 // What a coordinator that was killed has left prepared, the others settle within 12 s of its deadline, though they began to run before: committed behind its commit point, else rolled back.
 func TestInDoubt(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes, and waits for deadlines")
+	}
 	t.Parallel()
 	for at, want := range map[string]int{"COMMIT PREPARED": 95, "INTO pawl.global_decision": 100} {
 		t.Run(at, func(t *testing.T) {
@@ -201,6 +204,9 @@ func TestInDoubt(t *testing.T) {
 
 // A participant that takes connections and says nothing does not make another's crashed transactions wait for longer.
 func TestInDoubt_silent(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes, and waits for deadlines")
+	}
 	t.Parallel()
 	a := newAccounts(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -141,6 +141,9 @@ func finish(tb testing.TB, pool, bank *pgxpool.Pool, id string, want tcc.State) 
 
 // An initiator is killed between any two of its commits, and within. Its transaction is confirmed everywhere if it had decided that, and else cancelled everywhere at its deadline.
 func TestTCC_initiatorKilled(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
 	t.Parallel()
 	points := []string{"before tcc_begin", "after tcc_begin", "before tcc_decide", "after tcc_decide"}
 	for n := 1; n <= 2; n++ { // the branches
@@ -180,6 +183,9 @@ func TestTCC_initiatorKilled(t *testing.T) {
 
 // A worker process is killed at each of its failpoints, and between the commits of a branch in another database, while it confirms and while it cancels. Another brings that to its end, and it is done once.
 func TestTCC_workerKilled(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
 	t.Parallel()
 	for _, point := range []string{
 		"after-claim", "before-flush", "after-flush", "before-commit", "after-commit", "before barrier_enter", "after barrier_enter", "before barrier_leave", "after barrier_leave", "before commit", "after commit",

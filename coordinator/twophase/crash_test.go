@@ -104,6 +104,9 @@ func (b *bank) settled(m *twophase.Manager) {
 
 // A coordinator that dies before the commit point has done nothing, and one that dies behind it everything, wherever it dies. Nothing is left prepared.
 func TestCrash(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
 	t.Parallel()
 	for _, test := range []struct {
 		names, point string

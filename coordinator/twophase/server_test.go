@@ -106,6 +106,9 @@ func TestParticipant_killed(t *testing.T) {
 
 // Where the slots of a participant are used up it votes no, and the error says what to do; nothing is left anywhere.
 func TestPrepare_slots(t *testing.T) {
+	if testing.Short() {
+		t.Skip("initialises two servers")
+	}
 	t.Parallel()
 	for slots, says := range map[string]string{"0": "disabled", "1": "maximum number of prepared transactions"} {
 		t.Run(slots, func(t *testing.T) {
