@@ -229,49 +229,54 @@ func inFlight(ctx context.Context, n int, span time.Duration, do func(context.Co
 
 func (t *benchTwophase) ours(ctx context.Context) error { return benchTransfer(ctx, t.m, t.at) }
 
-func (t *benchTwophase) transfers(ctx context.Context) error {
-	var ours, bare []float64
-	for i := range benchTxTurns + 1 { // the first does not count
-		for _, turn := range []struct {
-			got *[]float64
-			do  func(context.Context) error
-		}{{&bare, t.bareTransfer}, {&ours, t.ours}} {
-			perS, err := inFlight(ctx, benchTxInFlight, benchTxSpan, turn.do)
+// inTurn measures the bare loop and the coordinator in turn, and gives both medians. The first turn does not count.
+func (t *benchTwophase) inTurn(measure func(do func(context.Context) error) ([]float64, error)) (ours, bare float64, err error) {
+	var all [2][]float64
+	for i := range benchTxTurns + 1 {
+		for k, do := range []func(context.Context) error{t.bareTransfer, t.ours} {
+			got, err := measure(do)
 			if err != nil {
-				return err
+				return 0, 0, err
 			}
 			if i > 0 {
-				*turn.got = append(*turn.got, perS)
+				all[k] = append(all[k], got...)
 			}
 		}
 	}
-	t.set("transfers_per_s", median(ours))
-	t.set("bare_2pc_per_s", median(bare))
-	t.set("vs_bare_2pc", median(ours)/median(bare))
+	return median(all[1]), median(all[0]), nil
+}
+
+func (t *benchTwophase) transfers(ctx context.Context) error {
+	ours, bare, err := t.inTurn(func(do func(context.Context) error) ([]float64, error) {
+		perS, err := inFlight(ctx, benchTxInFlight, benchTxSpan, do)
+		return []float64{perS}, err
+	})
+	if err != nil {
+		return err
+	}
+	t.set("transfers_per_s", ours)
+	t.set("bare_2pc_per_s", bare)
+	t.set("vs_bare_2pc", ours/bare)
 	return nil
 }
 
 func (t *benchTwophase) alone(ctx context.Context) error {
-	var ours, bare []float64
-	for i := range benchTxTurns + 1 {
-		for _, turn := range []struct {
-			got *[]float64
-			do  func(context.Context) error
-		}{{&bare, t.bareTransfer}, {&ours, t.ours}} {
-			for range benchTxAlone {
-				at := time.Now()
-				if err := turn.do(ctx); err != nil {
-					return err
-				}
-				if i > 0 {
-					*turn.got = append(*turn.got, time.Since(at).Seconds()*1000)
-				}
+	ours, bare, err := t.inTurn(func(do func(context.Context) error) (took []float64, err error) {
+		for range benchTxAlone {
+			at := time.Now()
+			if err := do(ctx); err != nil {
+				return nil, err
 			}
+			took = append(took, time.Since(at).Seconds()*1000)
 		}
+		return took, nil
+	})
+	if err != nil {
+		return err
 	}
-	t.set("commit_p50_ms", median(ours))
-	t.set("bare_p50_ms", median(bare))
-	t.set("commit_vs_bare", median(ours)/median(bare))
+	t.set("commit_p50_ms", ours)
+	t.set("bare_p50_ms", bare)
+	t.set("commit_vs_bare", ours/bare)
 	return nil
 }
 
