@@ -170,6 +170,19 @@ func (p *process) waitStopped(tb testing.TB) {
 	})
 }
 
+// wake continues a process that stopped itself and was taken for dead: it finds out, starts a new session, and ends when told to.
+func (p *process) wake(tb testing.TB, pool *pgxpool.Pool) {
+	tb.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		tb.Fatal(err)
+	}
+	until(tb, "a new session", func() bool { return count(tb, pool, "SELECT count(*) FROM pawl.session WHERE pid = $1", p.cmd.Process.Pid) > 1 })
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		tb.Fatal(err)
+	}
+	receive(tb, "its stats", p.out)
+}
+
 const jobsEach = 20
 
 func enqueueBoth(tb testing.TB, pool *pgxpool.Pool) {
@@ -235,15 +248,7 @@ func TestFrozen(t *testing.T) {
 			if n := count(t, pool, "SELECT count(*) FROM pawl.receipt WHERE outcome = 'lost'"); n == 0 {
 				t.Error("nothing was lost: the process held no job when it was stopped")
 			}
-			if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-				t.Fatal(err)
-			}
-			// It finds out, starts a new session, and ends when told to.
-			until(t, "a third session", func() bool { return count(t, pool, "SELECT count(*) FROM pawl.session") == 3 })
-			if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-				t.Fatal(err)
-			}
-			receive(t, "its stats", p.out)
+			p.wake(t, pool)
 			if got := count(t, pool, "SELECT count(*) FROM pawl.receipt"); got != receipts {
 				t.Errorf("receipts: %d before it went on, %d after", receipts, got)
 			}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -146,15 +145,8 @@ func killSaga(t *testing.T, input, point, how string) {
 			t.Errorf("saga %s: got %v", id, err)
 		}
 	}
-	if how == "STOP" { // it awakes after its session has ended, and finds that out
-		if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
-		until(t, "a third session", func() bool { return count(t, pool, "SELECT count(*) FROM pawl.session") == 3 })
-		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		receive(t, "its stats", p.out)
+	if how == "STOP" {
+		p.wake(t, pool)
 	}
 	want := map[string]int{"a": sagas, "c": sagas}
 	if input == "refused" {
