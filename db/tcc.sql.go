@@ -75,8 +75,14 @@ func (q *Queries) EndTCCBranch(ctx context.Context, arg EndTCCBranchParams) erro
 }
 
 const listTCC = `-- name: ListTCC :many
-SELECT t.id, t.begun_at, t.deadline_at, t.begun_by FROM pawl.tcc t
-WHERE -t.ns = -($1::smallint) AND (t.deadline_at, t.id) < ($2::timestamptz, $3::text) ORDER BY t.deadline_at DESC, t.id DESC LIMIT $4::int
+SELECT t.id, l.begun_at AS begun_at, t.deadline_at, coalesce(l.begun_by, '')::text AS begun_by, (l.confirmed IS NOT NULL)::boolean AS decided, coalesce(l.confirmed, false)::boolean AS confirmed, l.decided_at AS decided_at,
+  coalesce(l.decided_by, '')::text AS decided_by, coalesce(l.reason, '')::text AS reason, coalesce(l.branches, 0)::int AS branches, coalesce(l.ended, 0)::int AS ended, coalesce(s.stuck, 0)::int AS stuck
+FROM (
+  SELECT x.ns, x.id, x.deadline_at FROM pawl.tcc x
+  WHERE -x.ns = -($1::smallint) AND (x.deadline_at, x.id) < ($2::timestamptz, $3::text) ORDER BY x.deadline_at DESC, x.id DESC LIMIT $4::int) t
+CROSS JOIN LATERAL pawl.tcc_look(t.ns, t.id) l
+LEFT JOIN LATERAL (SELECT count(*) AS stuck FROM pawl.tcc_branches(t.ns, t.id) b WHERE b.stuck) s ON l.confirmed IS NOT NULL AND l.ended < l.branches
+ORDER BY t.deadline_at DESC, t.id DESC
 `
 
 type ListTCCParams struct {
@@ -88,12 +94,20 @@ type ListTCCParams struct {
 
 type ListTCCRow struct {
 	ID         string
-	BegunAt    time.Time
+	BegunAt    *time.Time
 	DeadlineAt time.Time
 	BegunBy    string
+	Decided    bool
+	Confirmed  bool
+	DecidedAt  *time.Time
+	DecidedBy  string
+	Reason     string
+	Branches   int32
+	Ended      int32
+	Stuck      int32
 }
 
-// Latest deadline first, below (before_at, before_id).
+// Latest deadline first, below (before_at, before_id), each as it stands. begun_at NULL: it was removed meanwhile. stuck: how many of its branches are.
 func (q *Queries) ListTCC(ctx context.Context, arg ListTCCParams) ([]ListTCCRow, error) {
 	rows, err := q.db.Query(ctx, listTCC,
 		arg.Ns,
@@ -113,6 +127,14 @@ func (q *Queries) ListTCC(ctx context.Context, arg ListTCCParams) ([]ListTCCRow,
 			&i.BegunAt,
 			&i.DeadlineAt,
 			&i.BegunBy,
+			&i.Decided,
+			&i.Confirmed,
+			&i.DecidedAt,
+			&i.DecidedBy,
+			&i.Reason,
+			&i.Branches,
+			&i.Ended,
+			&i.Stuck,
 		); err != nil {
 			return nil, err
 		}
@@ -125,8 +147,18 @@ func (q *Queries) ListTCC(ctx context.Context, arg ListTCCParams) ([]ListTCCRow,
 }
 
 const listTCCBranches = `-- name: ListTCCBranches :many
-SELECT n::int AS n, kind::text AS kind, queue::text AS queue, at::timestamptz AS at, args::json AS args, coalesce(job_id, 0)::bigint AS job_id, (ended_at IS NOT NULL)::boolean AS done, coalesce(ended_at, 'epoch')::timestamptz AS ended_at, stuck::boolean AS stuck
-FROM pawl.tcc_branches($1::smallint, $2::text)
+SELECT b.n::int AS n, b.kind::text AS kind, b.queue::text AS queue, b.at::timestamptz AS at, b.args::json AS args, coalesce(b.job_id, 0)::bigint AS job_id, (b.ended_at IS NOT NULL)::boolean AS done,
+  coalesce(b.ended_at, 'epoch')::timestamptz AS ended_at, b.stuck::boolean AS stuck, k.max_attempts, coalesce(j.attempt, 0)::smallint AS attempt, coalesce(e.error, '')::text AS error,
+  EXISTS (SELECT FROM pawl.session s WHERE s.ns = $1::smallint AND s.ended_at IS NULL AND s.expires_at > clock_timestamp()
+    AND 'tcc:' || b.kind || CASE WHEN d.confirmed THEN '/confirm' ELSE '/cancel' END = ANY (s.kinds))::boolean AS served
+FROM pawl.tcc_branches($1::smallint, $2::text) b
+JOIN pawl.tcc_branch k ON k.ns = $1::smallint AND k.id = $2::text AND k.n = b.n
+LEFT JOIN pawl.tcc_decision d ON d.ns = $1::smallint AND d.id = $2::text
+LEFT JOIN LATERAL pawl.job_state($1::smallint, b.job_id) j ON true
+LEFT JOIN LATERAL (
+  SELECT a.detail->>'error' AS error FROM pawl.job_attempts($1::smallint, b.job_id) a
+  WHERE a.detail->>'error' IS NOT NULL ORDER BY coalesce(a.ended_at, 'epoch') DESC LIMIT 1) e ON true
+ORDER BY b.n
 `
 
 type ListTCCBranchesParams struct {
@@ -135,18 +167,22 @@ type ListTCCBranchesParams struct {
 }
 
 type ListTCCBranchesRow struct {
-	N       int32
-	Kind    string
-	Queue   string
-	At      time.Time
-	Args    []byte
-	JobID   int64
-	Done    bool
-	EndedAt time.Time
-	Stuck   bool
+	N           int32
+	Kind        string
+	Queue       string
+	At          time.Time
+	Args        []byte
+	JobID       int64
+	Done        bool
+	EndedAt     time.Time
+	Stuck       bool
+	MaxAttempts int16
+	Attempt     int16
+	Error       string
+	Served      bool
 }
 
-// job_id 0: there is none. done: at ended_at.
+// job_id 0: there is none. done: at ended_at. attempt, of the job: 0 if it is not there any more. error: of its newest attempt that failed. served: a live process confirms or cancels the kind, as is decided.
 func (q *Queries) ListTCCBranches(ctx context.Context, arg ListTCCBranchesParams) ([]ListTCCBranchesRow, error) {
 	rows, err := q.db.Query(ctx, listTCCBranches, arg.Ns, arg.ID)
 	if err != nil {
@@ -166,6 +202,71 @@ func (q *Queries) ListTCCBranches(ctx context.Context, arg ListTCCBranchesParams
 			&i.Done,
 			&i.EndedAt,
 			&i.Stuck,
+			&i.MaxAttempts,
+			&i.Attempt,
+			&i.Error,
+			&i.Served,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listTCCEvents = `-- name: ListTCCEvents :many
+SELECT e.what::text AS what, e.n::int AS n, e.at::timestamptz AS at, coalesce(e.actor, '')::text AS actor, coalesce(e.reason, '')::text AS reason, coalesce(e.job_id, 0)::bigint AS job_id
+FROM (
+  SELECT 1 AS step, 'begun' AS what, 0 AS n, t.begun_at AS at, t.begun_by AS actor, NULL::text AS reason, NULL::bigint AS job_id FROM pawl.tcc t WHERE t.ns = $1::smallint AND t.id = $2::text
+  UNION ALL
+  SELECT 2, 'registered', b.n, b.at, NULL, NULL, NULL FROM pawl.tcc_branch b WHERE b.ns = $1::smallint AND b.id = $2::text
+  UNION ALL
+  SELECT 3, CASE WHEN d.confirmed THEN 'confirming' ELSE 'cancelling' END, 0, d.decided_at, d.decided_by, d.reason, NULL FROM pawl.tcc_decision d WHERE d.ns = $1::smallint AND d.id = $2::text
+  UNION ALL
+  SELECT 4, 'stuck', s.n, s.at, NULL, NULL, s.job_id FROM pawl.tcc_stuck s WHERE s.ns = $1::smallint AND s.id = $2::text
+  UNION ALL
+  SELECT 5, 'retried', j.n, j.at, j.actor, j.reason, j.job_id FROM pawl.tcc_job j WHERE j.ns = $1::smallint AND j.id = $2::text AND j.actor IS NOT NULL
+  UNION ALL
+  SELECT 6, CASE WHEN d.confirmed THEN 'confirmed' ELSE 'cancelled' END, e.n, e.at, NULL, NULL, NULL
+  FROM pawl.tcc_end e JOIN pawl.tcc_decision d ON d.ns = e.ns AND d.id = e.id WHERE e.ns = $1::smallint AND e.id = $2::text) e
+ORDER BY e.at DESC, e.step DESC, e.n DESC LIMIT $3::int
+`
+
+type ListTCCEventsParams struct {
+	Ns         int16
+	ID         string
+	NewestRows int32
+}
+
+type ListTCCEventsRow struct {
+	What   string
+	N      int32
+	At     time.Time
+	Actor  string
+	Reason string
+	JobID  int64
+}
+
+// What happened to a transaction, the newest first. n 0: to all of it.
+func (q *Queries) ListTCCEvents(ctx context.Context, arg ListTCCEventsParams) ([]ListTCCEventsRow, error) {
+	rows, err := q.db.Query(ctx, listTCCEvents, arg.Ns, arg.ID, arg.NewestRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []ListTCCEventsRow
+	for rows.Next() {
+		var i ListTCCEventsRow
+		if err := rows.Scan(
+			&i.What,
+			&i.N,
+			&i.At,
+			&i.Actor,
+			&i.Reason,
+			&i.JobID,
 		); err != nil {
 			return nil, err
 		}

@@ -19,14 +19,48 @@ SELECT begun_at AS begun_at, deadline_at AS deadline_at, coalesce(begun_by, ''):
 FROM pawl.tcc_look(@ns::smallint, @id::text);
 
 -- name: ListTCCBranches :many
--- job_id 0: there is none. done: at ended_at.
-SELECT n::int AS n, kind::text AS kind, queue::text AS queue, at::timestamptz AS at, args::json AS args, coalesce(job_id, 0)::bigint AS job_id, (ended_at IS NOT NULL)::boolean AS done, coalesce(ended_at, 'epoch')::timestamptz AS ended_at, stuck::boolean AS stuck
-FROM pawl.tcc_branches(@ns::smallint, @id::text);
+-- job_id 0: there is none. done: at ended_at. attempt, of the job: 0 if it is not there any more. error: of its newest attempt that failed. served: a live process confirms or cancels the kind, as is decided.
+SELECT b.n::int AS n, b.kind::text AS kind, b.queue::text AS queue, b.at::timestamptz AS at, b.args::json AS args, coalesce(b.job_id, 0)::bigint AS job_id, (b.ended_at IS NOT NULL)::boolean AS done,
+  coalesce(b.ended_at, 'epoch')::timestamptz AS ended_at, b.stuck::boolean AS stuck, k.max_attempts, coalesce(j.attempt, 0)::smallint AS attempt, coalesce(e.error, '')::text AS error,
+  EXISTS (SELECT FROM pawl.session s WHERE s.ns = @ns::smallint AND s.ended_at IS NULL AND s.expires_at > clock_timestamp()
+    AND 'tcc:' || b.kind || CASE WHEN d.confirmed THEN '/confirm' ELSE '/cancel' END = ANY (s.kinds))::boolean AS served
+FROM pawl.tcc_branches(@ns::smallint, @id::text) b
+JOIN pawl.tcc_branch k ON k.ns = @ns::smallint AND k.id = @id::text AND k.n = b.n
+LEFT JOIN pawl.tcc_decision d ON d.ns = @ns::smallint AND d.id = @id::text
+LEFT JOIN LATERAL pawl.job_state(@ns::smallint, b.job_id) j ON true
+LEFT JOIN LATERAL (
+  SELECT a.detail->>'error' AS error FROM pawl.job_attempts(@ns::smallint, b.job_id) a
+  WHERE a.detail->>'error' IS NOT NULL ORDER BY coalesce(a.ended_at, 'epoch') DESC LIMIT 1) e ON true
+ORDER BY b.n;
+
+-- name: ListTCCEvents :many
+-- What happened to a transaction, the newest first. n 0: to all of it.
+SELECT e.what::text AS what, e.n::int AS n, e.at::timestamptz AS at, coalesce(e.actor, '')::text AS actor, coalesce(e.reason, '')::text AS reason, coalesce(e.job_id, 0)::bigint AS job_id
+FROM (
+  SELECT 1 AS step, 'begun' AS what, 0 AS n, t.begun_at AS at, t.begun_by AS actor, NULL::text AS reason, NULL::bigint AS job_id FROM pawl.tcc t WHERE t.ns = @ns::smallint AND t.id = @id::text
+  UNION ALL
+  SELECT 2, 'registered', b.n, b.at, NULL, NULL, NULL FROM pawl.tcc_branch b WHERE b.ns = @ns::smallint AND b.id = @id::text
+  UNION ALL
+  SELECT 3, CASE WHEN d.confirmed THEN 'confirming' ELSE 'cancelling' END, 0, d.decided_at, d.decided_by, d.reason, NULL FROM pawl.tcc_decision d WHERE d.ns = @ns::smallint AND d.id = @id::text
+  UNION ALL
+  SELECT 4, 'stuck', s.n, s.at, NULL, NULL, s.job_id FROM pawl.tcc_stuck s WHERE s.ns = @ns::smallint AND s.id = @id::text
+  UNION ALL
+  SELECT 5, 'retried', j.n, j.at, j.actor, j.reason, j.job_id FROM pawl.tcc_job j WHERE j.ns = @ns::smallint AND j.id = @id::text AND j.actor IS NOT NULL
+  UNION ALL
+  SELECT 6, CASE WHEN d.confirmed THEN 'confirmed' ELSE 'cancelled' END, e.n, e.at, NULL, NULL, NULL
+  FROM pawl.tcc_end e JOIN pawl.tcc_decision d ON d.ns = e.ns AND d.id = e.id WHERE e.ns = @ns::smallint AND e.id = @id::text) e
+ORDER BY e.at DESC, e.step DESC, e.n DESC LIMIT @newest_rows::int;
 
 -- name: ListTCC :many
--- Latest deadline first, below (before_at, before_id).
-SELECT t.id, t.begun_at, t.deadline_at, t.begun_by FROM pawl.tcc t
-WHERE -t.ns = -(@ns::smallint) AND (t.deadline_at, t.id) < (@before_at::timestamptz, @before_id::text) ORDER BY t.deadline_at DESC, t.id DESC LIMIT @limit_rows::int;
+-- Latest deadline first, below (before_at, before_id), each as it stands. begun_at NULL: it was removed meanwhile. stuck: how many of its branches are.
+SELECT t.id, l.begun_at AS begun_at, t.deadline_at, coalesce(l.begun_by, '')::text AS begun_by, (l.confirmed IS NOT NULL)::boolean AS decided, coalesce(l.confirmed, false)::boolean AS confirmed, l.decided_at AS decided_at,
+  coalesce(l.decided_by, '')::text AS decided_by, coalesce(l.reason, '')::text AS reason, coalesce(l.branches, 0)::int AS branches, coalesce(l.ended, 0)::int AS ended, coalesce(s.stuck, 0)::int AS stuck
+FROM (
+  SELECT x.ns, x.id, x.deadline_at FROM pawl.tcc x
+  WHERE -x.ns = -(@ns::smallint) AND (x.deadline_at, x.id) < (@before_at::timestamptz, @before_id::text) ORDER BY x.deadline_at DESC, x.id DESC LIMIT @limit_rows::int) t
+CROSS JOIN LATERAL pawl.tcc_look(t.ns, t.id) l
+LEFT JOIN LATERAL (SELECT count(*) AS stuck FROM pawl.tcc_branches(t.ns, t.id) b WHERE b.stuck) s ON l.confirmed IS NOT NULL AND l.ended < l.branches
+ORDER BY t.deadline_at DESC, t.id DESC;
 
 -- name: RetryTCC :one
 SELECT pawl.tcc_retry(@ns::smallint, @id::text, @actor::text, @reason::text)::text[] AS queues;

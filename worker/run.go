@@ -65,7 +65,7 @@ func (w *Worker) runSession(ctx context.Context) error {
 	var err error
 	r.session, err = session.Start(ctx, w.pool, session.Config{
 		Namespace: w.conf.Namespace, Name: w.conf.Name, Version: w.conf.Version, TTL: w.conf.TTL, Listen: !w.conf.PollOnly, Logger: w.conf.Logger,
-		Kinds: w.sagaKinds(), Held: r.held, Heard: r.heard, Healthy: r.comp.healthy,
+		Kinds: w.kinds(), Held: r.held, Heard: r.heard, Healthy: r.comp.healthy,
 	})
 	if err != nil {
 		return err
@@ -95,10 +95,10 @@ func (w *Worker) runSession(ctx context.Context) error {
 	return nil
 }
 
-// sagaKinds are the kinds of steps of sagas that have handlers here.
-func (w *Worker) sagaKinds() []string {
+// kinds are those of steps of sagas and branches of transactions that have handlers here.
+func (w *Worker) kinds() []string {
 	kinds := slices.Sorted(maps.Keys(w.handlers))
-	return slices.DeleteFunc(kinds, func(kind string) bool { return !strings.HasPrefix(kind, "saga:") })
+	return slices.DeleteFunc(kinds, func(kind string) bool { return !strings.HasPrefix(kind, "saga:") && !strings.HasPrefix(kind, "tcc:") })
 }
 
 func (r *run) openQueues(ctx context.Context) error {

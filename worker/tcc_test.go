@@ -371,6 +371,9 @@ func TestTCC_stuck(t *testing.T) {
 		if st := story(t, pool, b.JobID); st.Attempt != 2 || st.State != job.StateDiscarded {
 			t.Errorf("%s: %s at attempt %d", b.Kind, st.State, st.Attempt)
 		}
+		if b.Attempt != 2 || b.MaxAttempts != 2 || !b.Served || !strings.Contains(b.Error, errTest.Error()) {
+			t.Errorf("got %+v", b)
+		}
 	}
 	for _, did := range []int64{int64(len(kinds)), 0} {
 		if r := sweepTCC(t, pool); r.Did != did {

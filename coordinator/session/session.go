@@ -51,7 +51,7 @@ type Config struct {
 	Listen bool
 	// ListenOwn does so for hints to this session alone.
 	ListenOwn bool
-	// Kinds are the kinds of steps of sagas that the process has handlers for, for operators. Optional.
+	// Kinds are the kinds of steps of sagas and of branches of transactions that the process has handlers for, for operators. Optional.
 	Kinds []string
 	// Logger receives state changes. Default: none.
 	Logger *slog.Logger

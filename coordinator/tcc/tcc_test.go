@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -600,37 +601,119 @@ func TestList(t *testing.T) {
 	for i := range 7 {
 		tx := begin(t, pool, tcc.ID(fmt.Sprint("order:", i)), tcc.Timeout(time.Duration(i+1)*time.Minute))
 		try(t, tx, inventory)
-		if i%3 == 0 {
-			if err := tx.Confirm(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+		try(t, tx, payment)
+		var err error
+		switch i % 3 {
+		case 0:
+			err = tx.Confirm(t.Context())
+		case 1:
+			err = tx.Cancel(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 		ids = append([]string{tx.ID()}, ids...)
 	}
-	for _, f := range []tcc.Filter{{Limit: 3}, {Limit: 2, State: tcc.Confirming}, {}, {State: tcc.Stuck}} {
+	end := func(id string, n int32) {
+		if err := db.New(pool).EndTCCBranch(t.Context(), db.EndTCCBranchParams{Ns: 1, ID: id, N: n}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end("order:0", 1)
+	end("order:0", 2)
+	end("order:1", 1)
+	end("order:1", 2)
+	end("order:4", 1)
+	takeJob(t, pool, "order:4", 2)
+	takeJob(t, pool, "order:3", 1)
+	takeJob(t, pool, "order:3", 2)
+	for _, c := range []struct {
+		f    tcc.Filter
+		want []string
+	}{
+		{tcc.Filter{}, ids},
+		{tcc.Filter{Limit: 3}, ids},
+		{tcc.Filter{Limit: 2, State: tcc.Confirming}, []string{"order:6"}},
+		{tcc.Filter{State: tcc.Confirmed}, []string{"order:0"}},
+		{tcc.Filter{State: tcc.Active}, []string{"order:5", "order:2"}},
+		{tcc.Filter{State: tcc.Stuck}, []string{"order:4", "order:3"}},
+		{tcc.Filter{Limit: 2, Open: true}, []string{"order:6", "order:5", "order:4", "order:3", "order:2"}},
+		{tcc.Filter{State: tcc.Cancelled, Open: true}, nil},
+	} {
 		var got []string
-		for {
+		for f := c.f; ; {
 			page, next, err := tcc.List(t.Context(), pool, 1, f)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, s := range page {
 				got = append(got, s.ID)
+				if told := tell(t, pool, s.ID); !reflect.DeepEqual(told.Summary, s) {
+					t.Errorf("List has %+v, Get %+v", s, told.Summary)
+				}
 			}
 			if f.Before = next; next == "" {
 				break
 			}
 		}
-		want := ids
-		switch f.State {
-		case tcc.Confirming:
-			want = []string{"order:6", "order:3", "order:0"}
-		case tcc.Stuck:
-			want = nil
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%+v: %v, want %v", c.f, got, c.want)
 		}
-		if !slices.Equal(got, want) {
-			t.Errorf("%+v: %v, want %v", f, got, want)
+	}
+	if s := tell(t, pool, "order:4"); s.Count != 2 || s.Done != 1 || s.Stuck != 1 || s.Decision != barrier.Cancel || s.DecidedBy != "initiator" {
+		t.Errorf("got %+v", s.Summary)
+	}
+	if _, _, err := tcc.List(t.Context(), pool, 1, tcc.Filter{Before: "order:7"}); !errors.Is(err, tcc.ErrNotFound) {
+		t.Errorf("before what is not there: %v", err)
+	}
+}
+
+// takeJob cancels the job of a branch, which is then stuck.
+func takeJob(tb testing.TB, pool *pgxpool.Pool, id string, n int) {
+	tb.Helper()
+	exec(tb, pool, "SELECT pawl.job_cancel(1::smallint, max(j.job_id), 'taken') FROM pawl.tcc_job j WHERE j.id = $1 AND j.n = $2", id, n)
+}
+
+// A story tells what happened, in order, by whom and why.
+func TestGet_events(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	tx := begin(t, pool, tcc.ID("order:1"))
+	try(t, tx, inventory)
+	try(t, tx, payment)
+	if err := tcc.CancelByID(t.Context(), pool, 1, tx.ID(), "ada", "it hangs"); err != nil {
+		t.Fatal(err)
+	}
+	takeJob(t, pool, tx.ID(), 2)
+	if _, err := db.New(pool).SweepTCCStuck(t.Context(), db.SweepTCCStuckParams{Ns: 1, LimitRows: 100}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tcc.Retry(t.Context(), pool, 1, tx.ID(), "bob", "mended"); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.New(pool).EndTCCBranch(t.Context(), db.EndTCCBranchParams{Ns: 1, ID: tx.ID(), N: 2}); err != nil {
+		t.Fatal(err)
+	}
+	s := tell(t, pool, tx.ID())
+	var got []string
+	for i, e := range s.Events {
+		text := strings.Join([]string{e.What, e.Branch, e.Actor, e.Reason}, "|")
+		if i == 0 {
+			text = strings.Replace(text, s.BegunBy, "somebody", 1)
 		}
+		if (e.JobID != 0) != (e.What == "stuck" || e.What == "retried") || e.At.IsZero() {
+			t.Errorf("got %+v", e)
+		}
+		got = append(got, text)
+	}
+	want := []string{
+		"begun||somebody|", "registered|inventory.hold.1||", "registered|payment.hold.2||", "cancelling||ada|it hangs", "stuck|payment.hold.2||", "retried|payment.hold.2|bob|mended", "cancelled|payment.hold.2||",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if b := s.Branches[0]; b.Attempt != 1 || b.MaxAttempts != 3 || b.Error != "" || b.Served || b.State != tcc.Cancelling {
+		t.Errorf("got %+v", b)
 	}
 }
 
