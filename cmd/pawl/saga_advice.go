@@ -6,13 +6,10 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/pawl-dev/pawl/coordinator/job"
 	"github.com/pawl-dev/pawl/coordinator/saga"
 )
 
 const (
-	// sagaErrorMax is how much of an error is printed above the steps, in characters.
-	sagaErrorMax = 600
 	// sagaAdviceMax is for how many steps it is said there what they need. The graph has them all.
 	sagaAdviceMax = 5
 )
@@ -48,11 +45,6 @@ func (s *sagaStory) advice() {
 	}
 }
 
-// command writes a command line to copy, however wide it is.
-func (s *sagaStory) command(verb, what, rest string) {
-	s.out.WriteString(plain("      pawl "+verb+s.flags+" "+what+rest) + "\n")
-}
-
 // act writes the command line for something that is done to the saga; why, the person writes.
 func (s *sagaStory) act(verb, rest string) {
 	s.command("saga "+verb, shellWord(s.ID), rest+" --reason 'WHY'")
@@ -71,7 +63,7 @@ func (s *sagaStory) because() {
 			text += " by " + e.Actor
 		}
 		if why := whyOf(e); why != "" {
-			text += ": " + clip(why, sagaErrorMax)
+			text += ": " + clip(why, pageErrorMax)
 		}
 		s.prose("  because     ", text+", "+ago(s.now, e.At))
 	}
@@ -173,7 +165,7 @@ func (s *sagaStory) stuck(st saga.StepStory) {
 		what += " (" + strings.Replace(tried, "/", " of ", 1) + ")"
 	}
 	if st.Error != "" && (undo || st.Kind != saga.KindSignal) {
-		what += "; the last error: " + clip(oneLine(st.Error), sagaErrorMax)
+		what += "; the last error: " + clip(oneLine(st.Error), pageErrorMax)
 	}
 	s.prose("  STUCK       ", what)
 	if behind := s.behind(st); len(behind) > 0 {
@@ -250,24 +242,17 @@ func (s *sagaStory) waits(st saga.StepStory) (mark, text, verb, what string) {
 	switch {
 	case st.State == saga.StepRunning && child.stuck != "":
 		return "STUCK", fmt.Sprintf("%s waits for saga %s, which is stuck. See what it needs:", name, child.stuck), "saga show", shellWord(child.stuck)
-	case st.Until != nil && s.overdue(*st.Until), j != nil && (j.State == job.StateRetrying || j.State == job.StateScheduled) && s.overdue(j.At):
-		return "OVERDUE", name + ` should have gone on by now: see that a coordinator runs ("pawl serve"), and what "pawl doctor" says`, "", ""
+	case st.Until != nil && s.overdue(*st.Until):
+		return "OVERDUE", name + overdueText, "", ""
 	case st.State == saga.StepRunning && st.Kind == saga.KindSignal:
 		text = name + " waits for its signal, which somebody must send"
 		if st.Until != nil {
 			text += "; without it, the step fails " + s.due(*st.Until)
 		}
 		return "WAITS", text + ". VALUE is what it brings, as JSON:", "saga signal", shellWord(s.ID) + " " + shellWord(name) + " VALUE"
-	case s.unserved(st):
-		return "NOT SERVED", fmt.Sprintf("%s waits in queue %s, and no live worker serves it. Start the service that registers it, with a worker on that queue; nothing is lost meanwhile.", name, s.queueOf(st)), "", ""
-	case j != nil && j.State == job.StateRetrying:
-		text = fmt.Sprintf("%s failed %s of %d, and goes again %s", name, plural(j.Attempt-1, "time"), j.MaxAttempts, s.due(j.At))
-		if why := lastError(j); why != "" {
-			text += "; the last error: " + clip(oneLine(why), sagaErrorMax)
-		}
-		return "RETRIES", text, "", ""
 	}
-	return "", "", "", ""
+	mark, text = s.waitsForJob(name, s.queueOf(st), !s.unserved(st), j)
+	return mark, text, "", ""
 }
 
 // whyOf is the reason or the error of an event, on one line.

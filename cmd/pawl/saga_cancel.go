@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os/user"
 	"slices"
 	"strings"
 
@@ -11,31 +10,10 @@ import (
 	"github.com/pawl-dev/pawl/coordinator/saga"
 )
 
-// sagaWhy is who does something to a saga, and why. Both are kept in its history.
-type sagaWhy struct {
-	Reason string `required:"" placeholder:"TEXT" help:"Why; it is kept in the saga's history."`
-	Actor  string `placeholder:"NAME" help:"Who does it; kept as well. Default: the user of the operating system."`
-}
-
-// check makes the actor known.
-func (w *sagaWhy) check() error {
-	if strings.TrimSpace(w.Reason) == "" {
-		return usagef("--reason is empty: whoever looks at the saga later wants to know")
-	}
-	if w.Actor == "" {
-		u, err := user.Current()
-		if err != nil || u.Username == "" {
-			return usagef("the operating system does not tell who you are: say so with --actor")
-		}
-		w.Actor = u.Username
-	}
-	return nil
-}
-
 // sagaCancelCmd is "pawl saga cancel".
 type sagaCancelCmd struct {
 	ID string `arg:"" help:"Saga to cancel."`
-	sagaWhy
+	why
 }
 
 // Help is the long help text.

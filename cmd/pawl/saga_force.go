@@ -13,7 +13,7 @@ import (
 type sagaForceCmd struct {
 	ID  string `arg:"" help:"Saga to end."`
 	Yes bool   `short:"y" help:"Do not ask."`
-	sagaWhy
+	why
 }
 
 // Help is the long help text.

@@ -46,7 +46,7 @@ func TestSagaHints(t *testing.T) {
 	}
 	for _, verb := range []string{"cancel", "retry", "force"} {
 		refused(t, exitUsage, url, []string{"saga", verb, "stuck"}, "--reason")
-		refused(t, exitUsage, url, []string{"saga", verb, "stuck", "--reason", " "}, "--reason is empty: whoever looks at the saga later wants to know")
+		refused(t, exitUsage, url, []string{"saga", verb, "stuck", "--reason", " "}, "--reason is empty: whoever looks at this later wants to know")
 	}
 	if s := mustJSON[saga.Story](t, exitOK, url, "saga", "show", "stuck"); s.State != saga.StateStuck || s.Steps[4].State != saga.StepStuck {
 		t.Errorf("what was refused was done: %+v", s)

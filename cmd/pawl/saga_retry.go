@@ -9,7 +9,7 @@ import (
 // sagaRetryCmd is "pawl saga retry".
 type sagaRetryCmd struct {
 	ID string `arg:"" help:"Saga to bring on."`
-	sagaWhy
+	why
 }
 
 // Help is the long help text.

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"golang.org/x/term"
 
 	"github.com/pawl-dev/pawl/coordinator/job"
 	"github.com/pawl-dev/pawl/coordinator/saga"
@@ -40,35 +37,15 @@ func (c *sagaShowCmd) Run(a *app) error {
 	if a.json {
 		return a.printJSON(story)
 	}
-	s := &sagaStory{Story: story, zone: time.Local, width: a.width(), flags: a.namespaceFlag()}
+	s := &sagaStory{Story: story}
 	if err := s.ask(a.ctx, pool, a.namespace); err != nil {
 		return err
 	}
-	if s.now, err = a.now(a.ctx, pool); err != nil {
+	if s.page, err = a.page(pool); err != nil {
 		return err
 	}
 	fmt.Fprint(a.out, s.text())
 	return nil
-}
-
-// width is how many characters a line may have.
-func (a *app) width() int {
-	f, ok := a.out.(*os.File)
-	if !ok {
-		return sagaWidth
-	}
-	if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
-		return max(w, sagaWidthMin)
-	}
-	return sagaWidth
-}
-
-// namespaceFlag is what a command needs to work on the same namespace as this one.
-func (a *app) namespaceFlag() string {
-	if a.namespace == 1 {
-		return ""
-	}
-	return fmt.Sprintf(" --namespace %d", a.namespace)
 }
 
 // ask reads what the story does not tell of the steps that are not through: where their jobs are and who runs them, and how the sagas are that are steps of this one. What has left since is not known.

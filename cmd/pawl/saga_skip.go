@@ -17,7 +17,7 @@ type sagaSkipCmd struct {
 	As     string `required:"" enum:"done,not-done" placeholder:"done|not-done" help:"What you know of it: that it was done, or that it was not."`
 	Output string `placeholder:"JSON" help:"With --as done: what the step came to, for the steps behind it: JSON, @FILE, or - for standard input."`
 	Yes    bool   `short:"y" help:"Do not ask."`
-	sagaWhy
+	why
 }
 
 // Help is the long help text.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -9,8 +8,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"text/tabwriter"
-	"time"
 	"unicode/utf8"
 
 	"github.com/pawl-dev/pawl/coordinator/job"
@@ -18,14 +15,8 @@ import (
 )
 
 const (
-	// sagaWidth is how wide a story is where no terminal says otherwise, in characters.
-	sagaWidth = 120
-	// sagaWidthMin is how wide it is on a terminal that is narrower still.
-	sagaWidthMin = 60
 	// sagaNameMax is how much of a step's name is drawn, and sagaQueueMax of a queue's.
 	sagaNameMax, sagaQueueMax = 32, 16
-	// sagaOverdue is how late a coordinator may be before it is missed.
-	sagaOverdue = 10 * time.Second
 	// sagaNoteMin is the least that is left for what a step came to.
 	sagaNoteMin = 24
 )
@@ -33,15 +24,11 @@ const (
 // sagaStory turns a saga's story into text: what a person must do about it, its steps as a graph, what is known of it, and what happened. It asks nobody.
 type sagaStory struct {
 	*saga.Story
+	page
 
 	jobs     map[int64]*job.Story // those that run or wait, as far as they are known
 	children map[string]sagaChild // by their ids
-	now      time.Time
-	zone     *time.Location
-	width    int    // of the text, in characters
-	flags    string // that commands need to find the saga, such as " --namespace 7"
-	advised  int    // steps
-	out      bytes.Buffer
+	advised  int                  // steps
 }
 
 // sagaChild is a saga that is a step of another.
@@ -62,20 +49,6 @@ func (s *sagaStory) text() string {
 	return s.out.String()
 }
 
-// line writes a line that is no wider than it may be.
-func (s *sagaStory) line(format string, args ...any) {
-	s.out.WriteString(strings.TrimRight(clip(plain(fmt.Sprintf(format, args...)), s.width), " ") + "\n")
-}
-
-// prose writes text in lines, behind a mark that is as wide as what the other lines begin with.
-func (s *sagaStory) prose(mark, text string) {
-	indent := strings.Repeat(" ", utf8.RuneCountInString(mark))
-	for _, l := range wrapped(plain(text), s.width-len(indent)) {
-		s.line("%s%s", mark, l)
-		mark = indent
-	}
-}
-
 func (s *sagaStory) head() {
 	since := "for " + span(s.now.Sub(s.At))
 	if s.State.Final() {
@@ -85,16 +58,11 @@ func (s *sagaStory) head() {
 }
 
 // loud writes the state that needs a person so that it is seen.
-func loud(state saga.State) string {
-	if state == saga.StateStuck {
+func loud[S ~string](state S) string {
+	if state == S(saga.StateStuck) {
 		return strings.ToUpper(string(state))
 	}
 	return string(state)
-}
-
-// moment writes t in full and how far it is from now.
-func (s *sagaStory) moment(t time.Time) string {
-	return t.In(s.zone).Format("2006-01-02 15:04:05 MST") + " (" + ago(s.now, t) + ")"
 }
 
 // stepMarks stand for the steps in the graph.
@@ -244,37 +212,6 @@ func (s *sagaStory) goesForward() bool {
 	return s.State == saga.StateRunning || s.State == saga.StateStuck && !slices.ContainsFunc(s.Events, func(e saga.Event) bool { return e.State == saga.StateCompensating })
 }
 
-// progress says where a job is.
-func (s *sagaStory) progress(j *job.Story) string {
-	switch j.State {
-	case job.StateScheduled, job.StateRetrying:
-		if s.overdue(j.At) {
-			return "should have gone again " + ago(s.now, j.At)
-		}
-		return "again " + s.due(j.At)
-	case job.StateAvailable:
-		return "in line for " + span(s.now.Sub(j.At))
-	case job.StateRunning:
-		if at := j.Attempts[len(j.Attempts)-1]; at.Host != "" {
-			return fmt.Sprintf("runs for %s on %s, pid %d", span(s.now.Sub(j.At)), at.Host, at.PID)
-		}
-		return "runs for " + span(s.now.Sub(j.At))
-	case job.StateSucceeded, job.StateDiscarded, job.StateCancelled:
-	}
-	return string(j.State)
-}
-
-// overdue tells that no coordinator does what was due at a time.
-func (s *sagaStory) overdue(at time.Time) bool { return s.now.Sub(at) > sagaOverdue }
-
-// due writes when something comes that is not overdue.
-func (s *sagaStory) due(at time.Time) string {
-	if at.After(s.now) {
-		return ago(s.now, at)
-	}
-	return "any moment"
-}
-
 // lastError is what the newest attempt that failed ended with.
 func lastError(j *job.Story) string {
 	for _, at := range slices.Backward(j.Attempts) {
@@ -287,30 +224,25 @@ func lastError(j *job.Story) string {
 
 // facts are what is known of the saga as a whole.
 func (s *sagaStory) facts() {
-	var text strings.Builder
-	t := tabwriter.NewWriter(&text, 0, 8, 2, ' ', 0)
-	field := func(name, value string) { fmt.Fprintf(t, "  %s\t%s\n", name, plain(value)) }
-	field("started", s.moment(s.StartedAt))
-	if s.StartedBy != "" {
-		field("by", s.StartedBy)
-	}
-	if s.Deadline != nil {
-		field("deadline", s.moment(*s.Deadline))
-	}
-	if s.Parent != "" {
-		field("part of", "saga "+s.Parent+", which waits for it")
-	}
-	for _, name := range s.Held {
-		field("holds", name)
-	}
-	for _, k := range slices.Sorted(maps.Keys(s.Headers)) {
-		field("header", k+": "+s.Headers[k])
-	}
-	field("input", inline(s.Input))
-	_ = t.Flush() // into memory
-	for l := range strings.Lines(text.String()) {
-		s.line("%s", strings.TrimSuffix(l, "\n"))
-	}
+	s.tabbed(func(field func(cells ...string)) {
+		field("started", s.moment(s.StartedAt))
+		if s.StartedBy != "" {
+			field("by", s.StartedBy)
+		}
+		if s.Deadline != nil {
+			field("deadline", s.moment(*s.Deadline))
+		}
+		if s.Parent != "" {
+			field("part of", "saga "+s.Parent+", which waits for it")
+		}
+		for _, name := range s.Held {
+			field("holds", name)
+		}
+		for _, k := range slices.Sorted(maps.Keys(s.Headers)) {
+			field("header", k+": "+s.Headers[k])
+		}
+		field("input", inline(s.Input))
+	})
 }
 
 var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)

@@ -53,14 +53,14 @@ func checkoutSaga(state saga.State, steps []saga.StepStory, events ...saga.Event
 			s.At, last = e.At, e.State
 		}
 	}
-	return &sagaStory{Story: s, now: sagaBegin.Add(17 * time.Minute), zone: time.UTC, width: sagaWidth}
+	return &sagaStory{Story: s, page: page{now: sagaBegin.Add(17 * time.Minute), zone: time.UTC, width: pageWidth}}
 }
 
 // TestSagaStory compares what is printed of sagas with testdata/saga; "go test -run TestSagaStory -update" writes it.
 func TestSagaStory(t *testing.T) {
 	t.Parallel()
 	for name, s := range sagaStories() {
-		t.Run(name, func(t *testing.T) { golden(t, filepath.Join("testdata", "saga", name+".txt"), s) })
+		t.Run(name, func(t *testing.T) { golden(t, filepath.Join("testdata", "saga", name+".txt"), s.text(), s.width) })
 	}
 }
 
@@ -202,15 +202,15 @@ func sagaStories() map[string]*sagaStory {
 	}
 }
 
-func golden(t *testing.T, file string, s *sagaStory) {
+// golden compares a page with a file, or writes it.
+func golden(t *testing.T, file, got string, width int) {
 	t.Helper()
-	got := s.text()
 	if strings.Contains(got, "\x1b") {
 		t.Errorf("an escape sequence goes to the terminal: %q", got)
 	}
 	for line := range strings.Lines(got) {
-		if n := utf8.RuneCountInString(line) - 1; n > s.width && !strings.HasPrefix(line, "      pawl ") {
-			t.Errorf("a line of %d characters, more than %d: %s", n, s.width, line)
+		if n := utf8.RuneCountInString(line) - 1; n > width && !strings.HasPrefix(line, "      pawl ") {
+			t.Errorf("a line of %d characters, more than %d: %s", n, width, line)
 		}
 	}
 	if *update {

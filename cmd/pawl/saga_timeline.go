@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/pawl-dev/pawl/coordinator/saga"
@@ -42,17 +41,13 @@ func (s *sagaStory) timeline() {
 			state = m.State
 			continue
 		}
-		if d := m.At.In(s.zone).Format(time.DateOnly); d != day {
-			day = d
-			s.line("  %s", day)
-		}
 		var parts []string
 		if m.State != state {
 			parts = append(parts, "→ "+loud(m.State))
 			state = m.State
 		}
 		parts = append(parts, s.told(m)...)
-		s.line("  %s  %8s  %-14s  %s  %s", m.At.In(s.zone).Format("15:04:05.000"), "+"+span(m.At.Sub(s.StartedAt)), m.What, pad(abridge(m.Step, steps), steps), strings.Join(parts, "; "))
+		s.happened(&day, s.StartedAt, m.At, m.What, m.Step, steps, parts)
 	}
 }
 

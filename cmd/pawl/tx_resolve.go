@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os/user"
 	"slices"
 	"strings"
 
@@ -15,9 +14,8 @@ type txResolveCmd struct {
 	Commit   bool   `xor:"how" required:"" help:"It was committed: commit it wherever it is prepared."`
 	Rollback bool   `xor:"how" required:"" help:"It was not: roll it back wherever it is prepared."`
 	Accept   bool   `xor:"how" required:"" help:"It was mixed, and its data are put right by hand."`
-	Reason   string `required:"" placeholder:"TEXT" help:"Why; it is kept with the decision."`
-	Actor    string `placeholder:"NAME" help:"Who does it; kept as well. Default: the user of the operating system."`
 	Yes      bool   `short:"y" help:"Do not ask."`
+	why
 }
 
 // Help is the long help text.
@@ -27,15 +25,8 @@ func (*txResolveCmd) Help() string {
 
 // Run resolves a doubt.
 func (c *txResolveCmd) Run(a *app) error {
-	if strings.TrimSpace(c.Reason) == "" {
-		return usagef("--reason is empty: whoever looks at the transaction later wants to know")
-	}
-	if c.Actor == "" {
-		u, err := user.Current()
-		if err != nil || u.Username == "" {
-			return usagef("the operating system does not tell who you are: say so with --actor")
-		}
-		c.Actor = u.Username
+	if err := c.check(); err != nil {
+		return err
 	}
 	pool, err := a.pool(a.ctx)
 	if err != nil {

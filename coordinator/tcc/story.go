@@ -236,7 +236,7 @@ type Filter struct {
 }
 
 func (f Filter) takes(s State) bool {
-	return (f.State == "" || s == f.State) && !(f.Open && s.Final())
+	return (f.State == "" || s == f.State) && (!f.Open || !s.Final())
 }
 
 // ListScanMax is how many transactions List looks at for one page when it filters.
