@@ -16,6 +16,7 @@ import (
 	"github.com/pawl-dev/pawl/coordinator/outbox"
 	"github.com/pawl-dev/pawl/coordinator/saga"
 	"github.com/pawl-dev/pawl/coordinator/session"
+	"github.com/pawl-dev/pawl/coordinator/tcc"
 	"github.com/pawl-dev/pawl/coordinator/twophase"
 	"github.com/pawl-dev/pawl/db"
 	"github.com/pawl-dev/pawl/db/migrate"
@@ -80,9 +81,9 @@ func exitCode(err error) int {
 	case errors.As(err, &own):
 		return own.code
 	case errors.As(err, &use), errors.As(err, &badURL), errors.Is(err, job.ErrInvalid), errors.Is(err, job.ErrPayloadTooLarge), errors.Is(err, lock.ErrInvalid),
-		errors.Is(err, outbox.ErrInvalid), errors.Is(err, saga.ErrInvalid), errors.Is(err, saga.ErrPayloadTooLarge), errors.Is(err, twophase.ErrInvalid), errors.Is(err, coordinator.ErrUnknownSweep):
+		errors.Is(err, outbox.ErrInvalid), errors.Is(err, saga.ErrInvalid), errors.Is(err, saga.ErrPayloadTooLarge), errors.Is(err, twophase.ErrInvalid), errors.Is(err, tcc.ErrInvalid), errors.Is(err, coordinator.ErrUnknownSweep):
 		return exitUsage
-	case errors.Is(err, job.ErrNotFound), errors.Is(err, outbox.ErrNotFound), errors.Is(err, saga.ErrNotFound), errors.Is(err, saga.ErrUnregistered), errors.Is(err, twophase.ErrNotFound), errors.Is(err, session.ErrNamespace):
+	case errors.Is(err, job.ErrNotFound), errors.Is(err, outbox.ErrNotFound), errors.Is(err, saga.ErrNotFound), errors.Is(err, saga.ErrUnregistered), errors.Is(err, twophase.ErrNotFound), errors.Is(err, tcc.ErrNotFound), errors.Is(err, session.ErrNamespace):
 		return exitNotFound
 	case errors.Is(err, errPending), errors.Is(err, migrate.ErrNewer), errors.Is(err, session.ErrSchema), errors.Is(err, job.ErrSchema), lacksSchema(err):
 		return exitSchema
@@ -141,6 +142,11 @@ var hints = []struct {
 	{saga.ErrEnded, `nothing is left to do, "pawl saga show ID" tells how it went`},
 	{twophase.ErrNotFound, `"pawl tx list --all" lists those that are known: one that has not come to its commit point is not`},
 	{twophase.ErrDecided, `nobody can change that; "pawl tx show ID" tells what it waits for`},
+	{tcc.ErrNotFound, `"pawl tcc list" lists those that are known; over databases: "pawl tx list"`},
+	{tcc.ErrNotStuck, `"pawl tcc show ID" says what it waits for`},
+	{tcc.ErrConfirmed, `nobody can take that back; "pawl tcc show ID" tells how far it is`},
+	{tcc.ErrBusy, `nothing was done: try again`},
+	{tcc.ErrUnknown, `"pawl tcc show ID" tells whether it was done`},
 	{saga.ErrNotWaiting, `"pawl saga show ID" says what it waits for, and what can be done`},
 }
 
@@ -160,7 +166,7 @@ func lastTry(err *pgconn.ConnectError) string {
 }
 
 // tags are where an error comes from, which tells a user nothing.
-var tags = []string{"job: ", "lock: ", "outbox: ", "saga: ", "session: ", "coordinator: ", "worker: ", "twophase: ", "migrate: ", "pawl: "}
+var tags = []string{"job: ", "lock: ", "outbox: ", "saga: ", "session: ", "coordinator: ", "worker: ", "twophase: ", "tcc: ", "migrate: ", "pawl: "}
 
 func withoutTags(text string) string {
 	for _, tag := range tags {

@@ -43,6 +43,7 @@ type cli struct {
 	Idempotency  idempotencyCmd  `cmd:"" help:"Look at idempotency keys."`
 	Saga         sagaCmd         `cmd:"" help:"Start, look at and steer sagas: steps in several services, undone if they cannot all be done."`
 	Tx           txCmd           `cmd:"" help:"Look at global transactions over several databases, and settle those in doubt."`
+	Tcc          tccCmd          `cmd:"" help:"Look at global transactions over services (try, then confirm or cancel), and bring on what is stuck."`
 	Subscription subscriptionCmd `cmd:"" help:"Look at subscriptions of events, and steer them."`
 	Session      sessionCmd      `cmd:"" help:"Look at the processes that take part."`
 	Sweep        sweepCmd        `cmd:"" help:"Run one sweep now, or list what the sweeps did."`
@@ -122,6 +123,13 @@ type txCmd struct {
 	Setup        txSetupCmd        `cmd:"" help:"Make the tables that participants need of their own."`
 	Recover      txRecoverCmd      `cmd:"" help:"Settle at participants what crashed transactions have left, once."`
 	Restored     txRestoredCmd     `cmd:"" help:"Say that the coordinator's database was restored, so that decisions may be lost."`
+}
+
+type tccCmd struct {
+	List   tccListCmd   `cmd:"" help:"List transactions, the latest deadline first."`
+	Show   tccShowCmd   `cmd:"" help:"Say what a transaction needs, how its branches stand, and what happened to it."`
+	Retry  tccRetryCmd  `cmd:"" help:"Try again what is stuck."`
+	Cancel tccCancelCmd `cmd:"" help:"Cancel a transaction that nobody has decided."`
 }
 
 type idempotencyCmd struct {

@@ -24,7 +24,7 @@ type txListCmd struct {
 
 // Help is the long help text.
 func (*txListCmd) Help() string {
-	return `First what needs a person, with what to do; then transactions that are decided and not known to be committed everywhere, which recovery goes on with; then participants where recovery was not, or could not do all. Transactions newest first. One that has not come to its commit point has no row anywhere but in its participants, and rolls back by itself past its deadline.
+	return `First what needs a person, with what to do; then transactions that are decided and not known to be committed everywhere, which recovery goes on with; then participants where recovery was not, or could not do all. Transactions newest first. One that has not come to its commit point has no row anywhere but in its participants, and rolls back by itself past its deadline. Transactions over services are in "pawl tcc list".
 
 UNDECIDED: nobody may presume anything, since decisions may be lost. UNFINISHED: decided, and the participant refuses. MIXED: the participant did the opposite of what was decided.`
 }
