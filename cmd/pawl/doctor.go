@@ -19,7 +19,7 @@ type doctorCmd struct {
 func (*doctorCmd) Help() string {
 	return `Checks the schema, the server, the sweeps, the sessions and what keeps Postgres from cleaning up, and says what to do. Changes nothing without --rebase. ok: as it should be. warn: works, and may not go on to. bad: a person must act; then the exit code is 1, or 5 if it is the schema.
 
-With participants of global transactions it checks those too: whether they are reached and set up, may prepare, and how much, and what is prepared there for long.`
+With participants of global transactions it checks those too: whether they are reached and set up, may prepare, and how much, keep it over a crash, and what is prepared there for long.`
 }
 
 // Run checks, or rebases.

@@ -248,7 +248,7 @@ func TestTx_mariaDB(t *testing.T) {
 	mentions(t, must(t, exitOK, url, append([]string{"tx", "setup"}, flags...)...), "participant north is set up")
 	mentions(t, must(t, exitOK, url, append([]string{"tx", "recover"}, flags...)...), "0 branches committed")
 	mentions(t, must(t, exitOK, url, "tx", "participants"), "north", "mysql", "just now")
-	mentions(t, pawl(t, url, append([]string{"doctor"}, flags...)...).out, "participant north", "is reached")
+	mentions(t, pawl(t, url, append([]string{"doctor"}, flags...)...).out, "participant north", "MariaDB 1", "durability of north", "engines of north", "rights at north", "prepared at north")
 }
 
 // TestTxListing compares what is printed of global transactions with testdata/tx; "go test -run TestTxListing -update" writes it.

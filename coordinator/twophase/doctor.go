@@ -171,8 +171,7 @@ func (p *PostgresDB) checkPrepared(ctx context.Context, f postgresFacts, ours fu
 		case err == nil && ours(b):
 			if late := now.Sub(b.Deadline); late > overdueBad {
 				overdue++
-				own.Value = max(own.Value, late.Seconds())
-				own.bad(`give it to a coordinator: "pawl serve --participant", or recover once: "pawl tx recover --participant"; "pawl tx list" tells what hinders it`, "%d are past their deadlines and not settled, the oldest for %s: their rows stay locked", overdue, late.Round(time.Second))
+				own.overdue(overdue, late)
 			}
 			if owner != f.Role && !f.Superuser {
 				locked++
@@ -202,4 +201,11 @@ func (p *PostgresDB) checkPrepared(ctx context.Context, f postgresFacts, ours fu
 
 func (f *Finding) bad(remedy, format string, args ...any) {
 	f.Level, f.Remedy, f.Message = levelBad, remedy, fmt.Sprintf(format, args...)
+}
+
+// overdue tells that n branches are past their deadlines, one of them for so long.
+func (f *Finding) overdue(n int, late time.Duration) {
+	f.Value = max(f.Value, late.Seconds())
+	f.bad(`give it to a coordinator: "pawl serve --participant", or recover once: "pawl tx recover --participant"; "pawl tx list" tells what hinders it`,
+		"%d are past their deadlines and not settled, the oldest for %s: their rows stay locked", n, time.Duration(f.Value*float64(time.Second)).Round(time.Second))
 }

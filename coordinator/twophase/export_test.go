@@ -11,3 +11,8 @@ func BranchOf(t *Tx, participant string) BranchID { return t.id.at(participant) 
 
 // MySQLKeeps tells of a version whether it keeps what was prepared.
 func MySQLKeeps(version string) bool { return mysqlKeeps(version) }
+
+// CheckMySQL checks what a server says of its settings.
+func CheckMySQL(variables map[string]string) []Finding {
+	return MySQL("south", nil).checkServer(mysqlFacts{variables: variables, database: "bank"})
+}

@@ -384,26 +384,54 @@ func (p *MySQLDB) Prepared(ctx context.Context) ([]Prepared, error) {
 }
 
 // recoverable gives the names of the server's prepared transactions that have our format.
-func (p *MySQLDB) recoverable(ctx context.Context, conn interface {
+func (p *MySQLDB) recoverable(ctx context.Context, conn mysqlAsked) ([]string, error) {
+	xids, err := xidsAt(ctx, conn)
+	var all []string
+	for _, x := range xids {
+		if x.format == mysqlFormat {
+			all = append(all, x.name())
+		}
+	}
+	return all, err
+}
+
+// mysqlAsked is a connection, or a pool of them.
+type mysqlAsked interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-},
-) ([]string, error) {
+}
+
+// mysqlXID names a prepared transaction, of whomever.
+type mysqlXID struct {
+	format         int64
+	global, branch string
+}
+
+// name is the branch's, if the format is ours.
+func (x mysqlXID) name() string { return prefix + x.global + ":" + x.branch }
+
+// String is as XA statements take it, where it is printable.
+func (x mysqlXID) String() string { return fmt.Sprintf("%q,%q,%d", x.global, x.branch, x.format) }
+
+// xidsAt lists all that is prepared at the server.
+func xidsAt(ctx context.Context, conn mysqlAsked) ([]mysqlXID, error) {
 	rows, err := conn.QueryContext(ctx, "XA RECOVER")
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var all []string
+	var all []mysqlXID
 	for rows.Next() {
-		var format int64
+		var x mysqlXID
 		var global, branch int
 		var data []byte
-		if err := rows.Scan(&format, &global, &branch, &data); err != nil {
+		if err := rows.Scan(&x.format, &global, &branch, &data); err != nil {
 			return nil, err
 		}
-		if format == mysqlFormat && len(data) == global+branch {
-			all = append(all, prefix+string(data[:global])+":"+string(data[global:]))
+		if len(data) != global+branch {
+			continue // no name to go by
 		}
+		x.global, x.branch = string(data[:global]), string(data[global:])
+		all = append(all, x)
 	}
 	return all, rows.Err()
 }

@@ -49,12 +49,12 @@ func MariaDB(tb testing.TB) string {
 	return server.DSN(name)
 }
 
-// PrivateMariaDB returns a MariaDB of the test's own with an empty database "pawl", for tests that kill it. It goes when the test ends. Without one installed it does as [MariaDB].
-func PrivateMariaDB(tb testing.TB) *devmaria.Server {
+// PrivateMariaDB returns a MariaDB of the test's own with an empty database "pawl", for tests that kill it, or that want settings, such as "--log-bin". It goes when the test ends. Without one installed it does as [MariaDB].
+func PrivateMariaDB(tb testing.TB, settings ...string) *devmaria.Server {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), setupMax)
 	defer cancel()
-	server := startMaria(ctx, tb)
+	server := startMaria(ctx, tb, settings...)
 	tb.Cleanup(func() {
 		err := errors.Join(server.Kill(), server.Stop(context.Background()))
 		if err != nil {
@@ -67,9 +67,9 @@ func PrivateMariaDB(tb testing.TB) *devmaria.Server {
 	return server
 }
 
-func startMaria(ctx context.Context, tb testing.TB) *devmaria.Server {
+func startMaria(ctx context.Context, tb testing.TB, settings ...string) *devmaria.Server {
 	tb.Helper()
-	server, err := devmaria.Start(ctx, "")
+	server, err := devmaria.Start(ctx, "", settings...)
 	switch {
 	case errors.Is(err, devmaria.ErrNotInstalled) && os.Getenv("CI") != "true":
 		tb.Skipf("dbtest: %v", err)

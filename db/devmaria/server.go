@@ -30,6 +30,7 @@ type Server struct {
 	dir       string
 	temporary bool
 	account   *syscall.Credential // nil: ourselves
+	settings  []string
 
 	mu   sync.Mutex
 	pid  int
@@ -37,9 +38,9 @@ type Server struct {
 	dog  *watchdog
 }
 
-// Start starts a server whose data is in dir, which is made and initialised if it is not there, and returns once it answers. An empty dir stands for a temporary one, which goes with the server. Where none is
-// installed the error is ErrNotInstalled.
-func Start(ctx context.Context, dir string) (*Server, error) {
+// Start starts a server whose data is in dir, which is made and initialised if it is not there, and returns once it answers. An empty dir stands for a temporary one, which goes with the server. Settings
+// are options of the server, such as "--log-bin". Where none is installed the error is ErrNotInstalled.
+func Start(ctx context.Context, dir string, settings ...string) (*Server, error) {
 	acct, err := account()
 	if err != nil {
 		return nil, err
@@ -47,7 +48,7 @@ func Start(ctx context.Context, dir string) (*Server, error) {
 	if _, err := find("mariadbd"); err != nil {
 		return nil, err
 	}
-	s := &Server{dir: dir, temporary: dir == "", account: acct}
+	s := &Server{dir: dir, temporary: dir == "", account: acct, settings: settings}
 	if s.temporary {
 		s.dir, err = os.MkdirTemp("", "pawl-maria-")
 	} else if s.dir, err = filepath.Abs(dir); err == nil {
@@ -103,8 +104,11 @@ func (s *Server) start(ctx context.Context) error {
 		return err
 	}
 	// Its life is not bounded by ctx. Of a temporary directory that it shared it would remove what others have there.
-	cmd := s.command(context.Background(), program, "--no-defaults", "--datadir="+s.data(), "--socket="+s.socket(), "--tmpdir="+s.dir, "--pid-file="+filepath.Join(s.dir, "pid"), "--log-error="+s.log(), "--skip-networking",
-		"--skip-name-resolve", "--innodb-flush-log-at-trx-commit=1", "--innodb-buffer-pool-size=32M", "--max-connections=300")
+	args := append([]string{
+		"--no-defaults", "--datadir=" + s.data(), "--socket=" + s.socket(), "--tmpdir=" + s.dir, "--pid-file=" + filepath.Join(s.dir, "pid"), "--log-error=" + s.log(), "--skip-networking",
+		"--skip-name-resolve", "--innodb-flush-log-at-trx-commit=1", "--innodb-buffer-pool-size=32M", "--max-connections=300",
+	}, s.settings...)
+	cmd := s.command(context.Background(), program, args...)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("devmaria: %w", err)
 	}

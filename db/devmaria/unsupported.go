@@ -8,7 +8,7 @@ import "context"
 type Server struct{}
 
 // Start returns ErrUnsupported.
-func Start(context.Context, string) (*Server, error) { return nil, ErrUnsupported }
+func Start(context.Context, string, ...string) (*Server, error) { return nil, ErrUnsupported }
 
 // Restart returns ErrUnsupported.
 func (*Server) Restart(context.Context) error { return ErrUnsupported }
