@@ -1,5 +1,5 @@
 // Package saga coordinates work that spans services and time: steps that commit on their own, each in the service that owns it, and compensations that undo them when the whole does not come about. What fits
-// into one transaction of one database belongs there: that is simpler, and isolated.
+// into one transaction of one database belongs there: that is simpler, and isolated. Where nobody may see, or use up, what is half done, package tcc reserves first.
 //
 // # What a saga is
 //

@@ -17,7 +17,8 @@
 //	active ── Confirm, before the deadline, all tried ──► confirming ── all branches done ──► confirmed
 //	   └───── Cancel, or the deadline ──────────────────► cancelling ── all branches done ──► cancelled
 //
-// A branch whose job has used up its attempts is stuck, and its transaction with it, until an operator has it tried again: the sweep logs it, and publishes tcc.stuck under the topic pawl.tcc, once.
+// A branch whose job has used up its attempts is stuck, and its transaction with it, until an operator has it tried again (Retry, "pawl tcc retry"): the sweep logs it, and publishes tcc.stuck under the topic pawl.tcc, once. "pawl tcc show"
+// tells of each branch how it stands, and why.
 //
 // # What a participant must bear
 //

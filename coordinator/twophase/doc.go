@@ -1,6 +1,6 @@
 // Package twophase runs transactions that are atomic over several databases: all of them commit, or none, whatever crashes.
 //
-// What can stay in one Postgres stays there: a plain transaction beats this, and a saga does where steps may be undone. Each database that writes must prepare, which costs it two writes to its disk in place of one,
+// What can stay in one Postgres stays there: a plain transaction beats this, and a saga does where steps may be undone; between services that reserve, package tcc does. Each database that writes must prepare, which costs it two writes to its disk in place of one,
 // and while a coordinator is down its rows stay locked until another recovers.
 //
 // Each participant prepares (PREPARE TRANSACTION, XA PREPARE) what it did, together with a row that will be its witness. Then one row in the coordinator's own database decides: that is the commit point, and work in
