@@ -208,9 +208,14 @@ func (e *devTransfer) prove(ctx context.Context) (devReport, error) {
 	return r, err
 }
 
-func (e *devTransfer) lookAround(w io.Writer, _ func(args, what string)) {
+func (e *devTransfer) lookAround(w io.Writer, try func(args, what string)) {
+	try("tx list", "what needs a person, or is unfinished: nothing")
+	try("tx list --all", "the newest transfers, as they were decided")
+	try("tx show "+e.report.Figures.Example, "one of them: who decided it, and that it is done")
+	try("tx participants", "the banks, and when recovery was last there")
+	fmt.Fprintln(w)
 	for i, name := range transfer.Names {
-		fmt.Fprintf(w, "\n  psql %s -c \"SELECT * FROM transfer.entry WHERE transfer = '%s'\"   # a transfer at bank %s\n", shellQuote(e.urls[i]), e.report.Figures.Example, name)
+		fmt.Fprintf(w, "  psql %s -c \"SELECT * FROM transfer.entry WHERE transfer = '%s'\"   # a transfer at bank %s\n", shellQuote(e.urls[i]), e.report.Figures.Example, name)
 	}
 	fmt.Fprintf(w, "  psql %s -c \"SELECT * FROM pawl.global_decision WHERE id = '%s'\"   # and its decision\n", shellQuote(e.app.databaseURL), e.report.Figures.Example)
 }

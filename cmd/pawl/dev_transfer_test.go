@@ -3,11 +3,13 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"strings"
 	"testing"
 )
 
-// Processes and banks' servers are killed, and the proof holds.
+// Processes and banks' servers are killed, and the proof holds. It stays up for a look around; what it says to try can be tried.
 func TestDev_transferKill(t *testing.T) {
 	if testing.Short() {
 		t.Skip("initialises two servers")
@@ -15,7 +17,10 @@ func TestDev_transferKill(t *testing.T) {
 	t.Parallel()
 	_, url := openPool(t)
 	const transfers = 600
-	r := runDev(t, url, &devCmd{Example: "transfer", Exit: true, Kill: true, Transfers: transfers, Dir: serverDir(t), command: devProcess("quick")})
+	r := runDev(t, url, &devCmd{Example: "transfer", Kill: true, Transfers: transfers, Dir: serverDir(t), command: devProcess("quick")})
+	r.log.await(t, "It stays up until Ctrl-C.")
+	eventually(t, func() bool { return strings.Contains(pawl(t, url, "tx", "list").err, "nothing needs a person") }, func() string { return "recovery to reach the banks" })
+	r.interrupt()
 	if err := r.wait(t); err != nil {
 		t.Fatalf("pawl dev: %v\n%s", err, r.out.String())
 	}
@@ -30,4 +35,17 @@ func TestDev_transferKill(t *testing.T) {
 		t.Errorf("got %+v", report)
 	}
 	mentions(t, r.log.String(), "killed mover", "killed sweeper", "killed the server of bank")
+
+	e := devTransfer{dev: &dev{app: r.app}, urls: []string{"postgres://east", "postgres://west"}, report: report}
+	var out bytes.Buffer
+	var said strings.Builder
+	e.lookAround(&out, func(args, _ string) {
+		a := pawl(t, url, strings.Fields(args)...)
+		if a.code != exitOK {
+			t.Errorf("pawl %s: exit code %d\n%s", args, a.code, a.err)
+		}
+		said.WriteString("pawl " + args + "\n" + a.out + a.err)
+	})
+	mentions(t, said.String(), "pawl tx list\nnothing needs a person", "pawl tx list --all\nTransactions that are decided", "pawl tx show "+report.Figures.Example+"\ntransaction "+report.Figures.Example+" is committed everywhere", "pawl tx participants\nNAME ")
+	mentions(t, out.String(), report.Figures.Example, "postgres://east", "postgres://west")
 }
