@@ -52,14 +52,16 @@ FROM (
 ORDER BY e.at DESC, e.step DESC, e.n DESC LIMIT @newest_rows::int;
 
 -- name: ListTCC :many
--- Latest deadline first, below (before_at, before_id), each as it stands. begun_at NULL: it was removed meanwhile. stuck: how many of its branches are.
-SELECT t.id, l.begun_at AS begun_at, t.deadline_at, coalesce(l.begun_by, '')::text AS begun_by, (l.confirmed IS NOT NULL)::boolean AS decided, coalesce(l.confirmed, false)::boolean AS confirmed, l.decided_at AS decided_at,
-  coalesce(l.decided_by, '')::text AS decided_by, coalesce(l.reason, '')::text AS reason, coalesce(l.branches, 0)::int AS branches, coalesce(l.ended, 0)::int AS ended, coalesce(s.stuck, 0)::int AS stuck
+-- Latest deadline first, below (before_at, before_id), each as it stands. stuck: how many of its branches are.
+SELECT t.id, t.begun_at, t.deadline_at, t.begun_by, (d.confirmed IS NOT NULL)::boolean AS decided, coalesce(d.confirmed, false)::boolean AS confirmed, d.decided_at AS decided_at,
+  coalesce(d.decided_by, '')::text AS decided_by, coalesce(d.reason, '')::text AS reason, n.branches::int AS branches, n.ended::int AS ended,
+  CASE WHEN d.confirmed IS NOT NULL AND n.ended < n.branches THEN (SELECT count(*) FROM pawl.tcc_branches(@ns::smallint, t.id) b WHERE b.stuck) ELSE 0 END::int AS stuck
 FROM (
-  SELECT x.ns, x.id, x.deadline_at FROM pawl.tcc x
+  SELECT x.* FROM pawl.tcc x
   WHERE -x.ns = -(@ns::smallint) AND (x.deadline_at, x.id) < (@before_at::timestamptz, @before_id::text) ORDER BY x.deadline_at DESC, x.id DESC LIMIT @limit_rows::int) t
-CROSS JOIN LATERAL pawl.tcc_look(t.ns, t.id) l
-LEFT JOIN LATERAL (SELECT count(*) AS stuck FROM pawl.tcc_branches(t.ns, t.id) b WHERE b.stuck) s ON l.confirmed IS NOT NULL AND l.ended < l.branches
+LEFT JOIN pawl.tcc_decision d ON d.ns = @ns::smallint AND d.id = t.id
+CROSS JOIN LATERAL (
+  SELECT (SELECT count(*) FROM pawl.tcc_branch b WHERE b.ns = @ns::smallint AND b.id = t.id) AS branches, (SELECT count(*) FROM pawl.tcc_end e WHERE e.ns = @ns::smallint AND e.id = t.id) AS ended) n
 ORDER BY t.deadline_at DESC, t.id DESC;
 
 -- name: RetryTCC :one

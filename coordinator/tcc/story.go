@@ -265,11 +265,8 @@ func List(ctx context.Context, on DB, ns int16, f Filter) (found []Summary, next
 		}
 		for _, r := range rows {
 			p.BeforeAt, p.BeforeID = r.DeadlineAt, r.ID
-			if r.BegunAt == nil {
-				continue // removed meanwhile
-			}
 			s := summary(r.ID, db.ReadTCCRow{
-				BegunAt: r.BegunAt, DeadlineAt: &r.DeadlineAt, BegunBy: r.BegunBy, Decided: r.Decided, Confirmed: r.Confirmed, DecidedAt: r.DecidedAt, DecidedBy: r.DecidedBy, Reason: r.Reason,
+				BegunAt: &r.BegunAt, DeadlineAt: &r.DeadlineAt, BegunBy: r.BegunBy, Decided: r.Decided, Confirmed: r.Confirmed, DecidedAt: r.DecidedAt, DecidedBy: r.DecidedBy, Reason: r.Reason,
 				Branches: r.Branches, Ended: r.Ended,
 			}, int(r.Stuck))
 			if !f.takes(s.State) {
