@@ -17,11 +17,11 @@ import (
 
 const patience = 60 * time.Second
 
-func start(t *testing.T, dir string) *devmaria.Server {
+func start(t *testing.T, dir string, settings ...string) *devmaria.Server {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
-	s, err := devmaria.Start(ctx, dir)
+	s, err := devmaria.Start(ctx, dir, settings...)
 	if errors.Is(err, devmaria.ErrNotInstalled) && os.Getenv("CI") != "true" {
 		t.Skip(err)
 	}
@@ -55,6 +55,22 @@ func ask(t *testing.T, s *devmaria.Server, statements ...string) (answer string)
 		}
 	}
 	return answer
+}
+
+// Servers that are initialised at the same time do not remove each other's temporary tables, and have the settings they were given.
+func TestStart_several(t *testing.T) {
+	if testing.Short() {
+		t.Skip("initialises four servers")
+	}
+	t.Parallel()
+	for range 4 {
+		t.Run("one", func(t *testing.T) {
+			t.Parallel()
+			if got := ask(t, start(t, "", "--sync-binlog=7"), "SELECT @@sync_binlog"); got != "7" {
+				t.Errorf("its setting is %s, want 7", got)
+			}
+		})
+	}
 }
 
 // What was committed and what was prepared outlive a kill; a temporary directory goes with Stop.
