@@ -57,32 +57,19 @@ func ask(t *testing.T, s *devmaria.Server, statements ...string) (answer string)
 	return answer
 }
 
-// Servers that are initialised at the same time do not remove each other's temporary tables, and have the settings they were given.
-func TestStart_several(t *testing.T) {
-	if testing.Short() {
-		t.Skip("initialises four servers")
-	}
-	t.Parallel()
-	for range 4 {
-		t.Run("one", func(t *testing.T) {
-			t.Parallel()
-			if got := ask(t, start(t, "", "--sync-binlog=7"), "SELECT @@sync_binlog"); got != "7" {
-				t.Errorf("its setting is %s, want 7", got)
-			}
-		})
-	}
-}
-
-// What was committed and what was prepared outlive a kill; a temporary directory goes with Stop.
+// What was committed and what was prepared outlive a kill, as do settings; a temporary directory goes with Stop.
 func TestKill(t *testing.T) {
 	t.Parallel()
-	s := start(t, "")
+	s := start(t, "", "--sync-binlog=7")
 	ask(t, s, "CREATE DATABASE a", "CREATE TABLE a.b (i int PRIMARY KEY)", "INSERT INTO a.b VALUES (1)", "XA START 'x'", "INSERT INTO a.b VALUES (2)", "XA END 'x'", "XA PREPARE 'x'")
 	if err := s.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Restart(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if got := ask(t, s, "SELECT @@sync_binlog"); got != "7" {
+		t.Errorf("its setting: got %s, want 7", got)
 	}
 	if got := ask(t, s, "SELECT sum(i) FROM a.b"); got != "1" {
 		t.Errorf("before its commit: got %s, want 1", got)
