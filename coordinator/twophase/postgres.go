@@ -25,7 +25,7 @@ type PostgresDB struct {
 // Postgres makes a participant of a database. Its max_prepared_transactions must be above 0, and all who prepare and recover must be of one role, or the latter a superuser.
 func Postgres(name string, pool *pgxpool.Pool) *PostgresDB { return &PostgresDB{name, pool} }
 
-// Tx gives the transaction's branch here, which begins at the first call; READ COMMITTED. The global transaction ends it. It may not use temporary tables, LISTEN, NOTIFY, WITH HOLD cursors or exported
+// Tx gives the transaction's branch here, which begins with its first statement, in one message with it; READ COMMITTED. The global transaction ends it. It may not use temporary tables, LISTEN, NOTIFY, WITH HOLD cursors or exported
 // snapshots, which Postgres does not prepare. Not safe for concurrent use; branches at different participants may be used at the same time.
 func (p *PostgresDB) Tx(ctx context.Context, t *Tx) (pgx.Tx, error) {
 	b, err := t.enlist(ctx, p)
@@ -78,17 +78,13 @@ func (p *PostgresDB) wrap(what string, err error) error {
 	return fmt.Errorf("participant %s: %s: %w", p.name, what, err)
 }
 
-// Begin begins a branch.
+// Begin begins a branch: its transaction begins with its first statement.
 func (p *PostgresDB) Begin(ctx context.Context, id BranchID) (Branch, error) {
 	conn, err := p.pool.Acquire(ctx)
 	if err != nil {
 		return nil, p.wrap("begin", err)
 	}
-	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
-	if err != nil {
-		conn.Release()
-		return nil, p.wrap("begin", err)
-	}
+	tx := db.NewLazy(conn.Conn())
 	return &postgresBranch{tx: tx, lent: &postgresTx{Tx: db.Lend(tx)}, p: p, conn: conn, id: id}, nil
 }
 
@@ -184,7 +180,7 @@ func (t *postgresTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.
 
 // postgresBranch is a branch of a Postgres.
 type postgresBranch struct {
-	tx   pgx.Tx
+	tx   *db.Lazy
 	lent *postgresTx
 	p    *PostgresDB
 	conn *pgxpool.Conn
@@ -196,6 +192,9 @@ func (b *postgresBranch) Tx() pgx.Tx { return b.lent }
 
 // ReadOnly asks whether the transaction has an id, unless it is known to have written.
 func (b *postgresBranch) ReadOnly(ctx context.Context) (readOnly bool, err error) {
+	if began, err := b.tx.Began(); err != nil || !began {
+		return true, b.p.wrap("begin", err)
+	}
 	if b.lent.wrote.Load() {
 		return false, nil
 	}
@@ -222,6 +221,9 @@ const (
 // end sends the witness and the statement that ends the transaction, whose tag must be its own, in one message. In a transaction that has failed Postgres answers ROLLBACK, and no error.
 func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknown bool, err error) {
 	b.lent.Reclaim()
+	if began, err := b.tx.Began(); err != nil || !began { // there is nothing to commit
+		return false, b.p.wrap("begin", err)
+	}
 	conn := b.conn.Conn()
 	if _, err := conn.Prepare(ctx, witnessName, witnessSQL); err != nil { // once a connection
 		return false, b.p.wrap("vote", err)
