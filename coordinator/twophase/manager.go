@@ -69,7 +69,7 @@ func New(pool *pgxpool.Pool, conf Config, participants ...Participant) (*Manager
 		host, _ := os.Hostname()
 		conf.Name = fmt.Sprintf("%s:%d", host, os.Getpid())
 	}
-	m := &Manager{pool: pool, q: db.New(pool), conf: conf, participants: map[string]Participant{}}
+	m := &Manager{pool: pool, q: db.New(db.Spare{Pool: pool}), conf: conf, participants: map[string]Participant{}}
 	m.decider.m = m
 	var faults []error
 	if conf.Namespace < 1 {

@@ -18,12 +18,14 @@ const rollbackMax = 5 * time.Second // how long the rollback of a branch may tak
 
 // PostgresDB is a participant that is a PostgreSQL database.
 type PostgresDB struct {
-	name string
-	pool *pgxpool.Pool
+	name  string
+	pool  *pgxpool.Pool
+	spare db.Spare // for what ends branches: all of the pool may wait for their locks
 }
 
-// Postgres makes a participant of a database. Its max_prepared_transactions must be above 0, and all who prepare and recover must be of one role, or the latter a superuser.
-func Postgres(name string, pool *pgxpool.Pool) *PostgresDB { return &PostgresDB{name, pool} }
+// Postgres makes a participant of a database. Its max_prepared_transactions must be above 0, and all who prepare and recover must be of one role, or the latter a superuser. Recovery
+// connects beside the pool where that is used up.
+func Postgres(name string, pool *pgxpool.Pool) *PostgresDB { return &PostgresDB{name, pool, db.Spare{Pool: pool}} }
 
 // Tx gives the transaction's branch here, which begins with its first statement, in one message with it; READ COMMITTED. The global transaction ends it. It may not use temporary tables, LISTEN, NOTIFY, WITH HOLD cursors or exported
 // snapshots, which Postgres does not prepare. Not safe for concurrent use; branches at different participants may be used at the same time.
@@ -90,12 +92,12 @@ func (p *PostgresDB) Begin(ctx context.Context, id BranchID) (Branch, error) {
 
 // Settle ends a prepared branch.
 func (p *PostgresDB) Settle(ctx context.Context, id BranchID, commit bool) error {
-	conn, err := p.pool.Acquire(ctx)
+	conn, done, err := p.spare.Conn(ctx)
 	if err != nil {
 		return p.wrap("settle", err)
 	}
-	defer conn.Release()
-	return p.settle(ctx, conn.Conn(), id, commit)
+	defer done()
+	return p.settle(ctx, conn, id, commit)
 }
 
 func (p *PostgresDB) settle(ctx context.Context, conn *pgx.Conn, id BranchID, commit bool) error {
@@ -115,13 +117,13 @@ func (p *PostgresDB) settle(ctx context.Context, conn *pgx.Conn, id BranchID, co
 
 // Witnessed looks for the witness.
 func (p *PostgresDB) Witnessed(ctx context.Context, id BranchID) (committed bool, err error) {
-	err = p.pool.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pawl_branch.witness WHERE branch = $1 AND NOT fence)", id.String()).Scan(&committed)
+	err = p.spare.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pawl_branch.witness WHERE branch = $1 AND NOT fence)", id.String()).Scan(&committed)
 	return committed, p.wrap("witness", err)
 }
 
 // Fence takes the witness's place, where it is free: it waits for a transaction that has written it and not ended.
 func (p *PostgresDB) Fence(ctx context.Context, id BranchID) (committed bool, err error) {
-	_, err = p.pool.Exec(ctx, "INSERT INTO pawl_branch.witness (branch, fence) VALUES ($1, true) ON CONFLICT DO NOTHING", id.String())
+	_, err = p.spare.Exec(ctx, "INSERT INTO pawl_branch.witness (branch, fence) VALUES ($1, true) ON CONFLICT DO NOTHING", id.String())
 	if err != nil {
 		return false, p.wrap("fence", err)
 	}
@@ -130,7 +132,7 @@ func (p *PostgresDB) Fence(ctx context.Context, id BranchID) (committed bool, er
 
 // Prepared lists the prepared branches of this database.
 func (p *PostgresDB) Prepared(ctx context.Context) ([]Prepared, error) {
-	rows, err := p.pool.Query(ctx, "SELECT gid, prepared, owner::text FROM pg_prepared_xacts WHERE database = current_database() AND starts_with(gid, $1) ORDER BY prepared", prefix)
+	rows, err := p.spare.Query(ctx, "SELECT gid, prepared, owner::text FROM pg_prepared_xacts WHERE database = current_database() AND starts_with(gid, $1) ORDER BY prepared", prefix)
 	if err != nil {
 		return nil, p.wrap("list", err)
 	}
@@ -151,14 +153,14 @@ func (p *PostgresDB) Prepared(ctx context.Context) ([]Prepared, error) {
 
 // See raises a home's farthest.
 func (p *PostgresDB) See(ctx context.Context, home string, lsn int64) (farthest int64, err error) {
-	err = p.pool.QueryRow(ctx, `INSERT INTO pawl_branch.home AS h (home, lsn) VALUES ($1, $2)
+	err = p.spare.QueryRow(ctx, `INSERT INTO pawl_branch.home AS h (home, lsn) VALUES ($1, $2)
 		ON CONFLICT (home) DO UPDATE SET lsn = greatest(h.lsn, excluded.lsn), at = excluded.at RETURNING lsn`, home, lsn).Scan(&farthest)
 	return farthest, p.wrap("see", err)
 }
 
 // Forget removes old witnesses.
 func (p *PostgresDB) Forget(ctx context.Context, keep time.Duration, limit int) (removed int, err error) {
-	tag, err := p.pool.Exec(ctx, `DELETE FROM pawl_branch.witness w USING (
+	tag, err := p.spare.Exec(ctx, `DELETE FROM pawl_branch.witness w USING (
 		SELECT branch FROM pawl_branch.witness WHERE at < clock_timestamp() - $1::interval ORDER BY at LIMIT $2) old WHERE w.branch = old.branch`, keep, limit)
 	return int(tag.RowsAffected()), p.wrap("forget", err)
 }
