@@ -25,7 +25,9 @@ type PostgresDB struct {
 
 // Postgres makes a participant of a database. Its max_prepared_transactions must be above 0, and all who prepare and recover must be of one role, or the latter a superuser. Recovery
 // connects beside the pool where that is used up.
-func Postgres(name string, pool *pgxpool.Pool) *PostgresDB { return &PostgresDB{name, pool, db.Spare{Pool: pool}} }
+func Postgres(name string, pool *pgxpool.Pool) *PostgresDB {
+	return &PostgresDB{name, pool, db.Spare{Pool: pool}}
+}
 
 // Tx gives the transaction's branch here, which begins with its first statement, in one message with it; READ COMMITTED. The global transaction ends it. It may not use temporary tables, LISTEN, NOTIFY, WITH HOLD cursors or exported
 // snapshots, which Postgres does not prepare. Not safe for concurrent use; branches at different participants may be used at the same time.
