@@ -41,6 +41,9 @@ func (r *devRun) checkoutReport(t *testing.T, orders int) checkoutReport {
 }
 
 func TestDev_checkoutKill(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
 	t.Parallel()
 	pool, url := openPool(t)
 	const orders = 300
@@ -61,6 +64,9 @@ func TestDev_checkoutKill(t *testing.T) {
 
 // It stays up for a look around; what it says to try can be tried.
 func TestDev_checkoutStaysUp(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
 	t.Parallel()
 	_, url := openPool(t)
 	const orders = 30
@@ -103,6 +109,9 @@ func TestDev_checkoutStaysUp(t *testing.T) {
 
 // What the shop took in a run that is cut off is decided and shipped by the next.
 func TestDev_checkoutInterrupt(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
 	t.Parallel()
 	pool, url := openPool(t)
 	r := runDev(t, url, &devCmd{Example: "checkout", Orders: 10_000, command: devProcess("slow")})
