@@ -27,7 +27,7 @@ func (r *devRun) checkoutReport(t *testing.T, orders int) checkoutReport {
 	if err := report.wrong(); err != nil || len(report.Claims) == 0 {
 		t.Errorf("%v: %+v", err, report.Claims)
 	}
-	if f := report.Figures; f.Keys != orders || f.Orders != orders || f.Confirmed+f.Cancelled != orders || f.Parcels != f.Confirmed || f.Confirmed == 0 || f.Refused == 0 || f.Clients < 2*orders {
+	if f := report.Figures; f.Keys != orders || f.Orders != orders || f.Confirmed+f.Cancelled != orders || f.Parcels != f.Confirmed || f.Confirmed == 0 || f.Refused+f.Unanswered == 0 || f.Clients < 2*orders {
 		t.Errorf("got %+v, want %d orders", f, orders)
 	}
 	if c := report.Calls; c.Answers != report.Figures.Clients+report.Figures.Others || c.Replayed == 0 || c.Calls != c.Answers+c.InFlight+c.Failed+c.Cut+c.Hurried {
