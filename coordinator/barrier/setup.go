@@ -2,9 +2,11 @@ package barrier
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"io/fs"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -93,6 +95,67 @@ func Sweep(ctx context.Context, pool *pgxpool.Pool, ns int16) (removed int64, er
 		}
 	}
 	return removed, nil
+}
+
+// SetupMySQL makes the table pawl_barrier in the default database of the connections of on, MariaDB 10.5 or MySQL 8.0 and newer, unless it is there. Calls at the same time do not disturb each other. Who calls branches needs the
+// rights to select, insert, update and delete in it. There any number from 1 is a namespace. Nobody sweeps it: call SweepMySQL now and then.
+func SetupMySQL(ctx context.Context, on *sql.DB) error {
+	if _, err := on.ExecContext(ctx, ScriptMySQL); err != nil {
+		return fmt.Errorf("set up barrier: %w", err)
+	}
+	return nil
+}
+
+// ScriptMySQL is what SetupMySQL has the server do. Ids are bytes, so that none of them are the same but for their letters' case or blanks at the end. The row of a branch with no op and no reason is what its calls take, one after the
+// other; the other rows are as in Postgres.
+const ScriptMySQL = `CREATE TABLE IF NOT EXISTS pawl_barrier (
+  ns     smallint       NOT NULL,
+  gid    varbinary(1024) NOT NULL,
+  branch varbinary(255) NOT NULL,
+  op     varchar(8)     CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  reason varchar(8)     CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  result mediumblob,
+  at     datetime(6)    NOT NULL,
+  PRIMARY KEY (ns, gid, branch, op),
+  KEY pawl_barrier_at (ns, at),
+  CONSTRAINT pawl_barrier_length CHECK (length(gid) BETWEEN 1 AND 1024 AND length(branch) BETWEEN 1 AND 255),
+  CONSTRAINT pawl_barrier_op CHECK (op IN ('', 'action', 'undo', 'try', 'confirm', 'cancel')),
+  CONSTRAINT pawl_barrier_reason CHECK (reason = op OR op = 'action' AND reason IN ('undo', 'refused') OR op = 'try' AND reason IN ('cancel', 'refused'))
+) ENGINE = InnoDB ROW_FORMAT = DYNAMIC`
+
+// SweepMySQL is Sweep where SetupMySQL has made the table. Others may do so at the same time.
+func SweepMySQL(ctx context.Context, on *sql.DB, ns int16) (removed int64, err error) {
+	for range sweepsMax {
+		n, err := sweepMySQL(ctx, on, max(ns, 1))
+		if db.MySQLNumber(err) == mysqlNoTable {
+			err = fmt.Errorf("%w (or, here, SetupMySQL: %w)", ErrSchema, err)
+		}
+		if err != nil {
+			return removed, fmt.Errorf("sweep barrier: %w", err)
+		}
+		removed += n
+		if n < sweepRowsMax {
+			break
+		}
+	}
+	return removed, nil
+}
+
+// sweepMySQL removes some. At READ COMMITTED it locks nothing but these.
+func sweepMySQL(ctx context.Context, on *sql.DB, ns int16) (removed int64, err error) {
+	tx, err := on.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return 0, err
+	}
+	defer tx.Rollback()
+	res, err := tx.ExecContext(ctx, "DELETE FROM pawl_barrier WHERE ns = ? AND at < UTC_TIMESTAMP(6) - INTERVAL ? SECOND ORDER BY at LIMIT ?", ns, int64(Keep/time.Second), sweepRowsMax)
+	if err != nil {
+		return 0, err
+	}
+	if removed, err = res.RowsAffected(); err != nil {
+		return 0, err
+	}
+	return removed, tx.Commit()
 }
 
 const (
