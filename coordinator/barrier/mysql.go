@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// Waits for whoever is at work on the branch: he has the row with no op, new or old. As an update, not with IGNORE: that takes the row shared, of which two cannot both go on, and it hides errors.
-	mysqlLockSQL = "INSERT INTO pawl_barrier (ns, gid, branch, op, reason, at) VALUES (?, ?, ?, '', '', UTC_TIMESTAMP(6)) ON DUPLICATE KEY UPDATE op = ''"
+	// Waits for whoever is at work on the branch: he has its row lock, new or old. As an update, not with IGNORE: that takes the row shared, of which two cannot both go on, and it hides errors.
+	mysqlLockSQL = "INSERT INTO pawl_barrier (ns, gid, branch, op, reason, at) VALUES (?, ?, ?, 'lock', 'lock', UTC_TIMESTAMP(6)) ON DUPLICATE KEY UPDATE op = 'lock'"
 	// What is committed, and whether the transaction's snapshot shows it: a locking read looks at the newest, and a plain one within it does not.
 	mysqlLookSQL = `SELECT b.op, b.reason, b.result, EXISTS (
 		SELECT 1 FROM pawl_barrier s WHERE s.ns = b.ns AND s.gid = b.gid AND s.branch = b.branch AND s.op = b.op AND s.reason = b.reason AND s.at = b.at)

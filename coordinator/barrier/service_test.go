@@ -27,6 +27,8 @@ type service interface {
 	otherNamespace(t testing.TB)
 	// rows counts those of the barrier.
 	rows(t testing.TB) int
+	// passing are two statements that the server answers with errors which pass.
+	passing() [2]string
 	// effects lists the ops that had an effect, in their order.
 	effects(t testing.TB) string
 	// untilWaiting waits until n transactions of the database wait for a lock.
@@ -38,6 +40,8 @@ type transaction interface {
 	do(ctx context.Context, b barrier.Branch, work func(context.Context) (json.RawMessage, error)) (barrier.Result, error)
 	effect(ctx context.Context, b barrier.Branch) (json.RawMessage, error)
 	exec(ctx context.Context, sql string) error
+	// cut cuts the connection, and gives the error of who uses it then.
+	cut(ctx context.Context) error
 	commit(ctx context.Context) error
 	rollback(ctx context.Context) error
 }
@@ -101,6 +105,10 @@ func (s onPostgres) rows(t testing.TB) int              { return s.count(t, "SEL
 func (s onPostgres) effects(t testing.TB) string        { return effects(t, s.Pool) }
 func (s onPostgres) untilWaiting(t testing.TB, n int)   { t.Helper(); untilWaiting(t, s.Pool, n) }
 
+func (s onPostgres) passing() [2]string {
+	return [2]string{"DO $$ BEGIN RAISE serialization_failure; END $$", "SELECT pg_terminate_backend(pg_backend_pid())"}
+}
+
 type postgresTx struct{ tx pgx.Tx }
 
 func (p postgresTx) do(ctx context.Context, b barrier.Branch, work func(context.Context) (json.RawMessage, error)) (barrier.Result, error) {
@@ -114,6 +122,13 @@ func (p postgresTx) effect(ctx context.Context, b barrier.Branch) (json.RawMessa
 func (p postgresTx) exec(ctx context.Context, sql string) error {
 	_, err := p.tx.Exec(ctx, sql)
 	return err
+}
+
+func (p postgresTx) cut(ctx context.Context) error {
+	if err := p.tx.Conn().PgConn().Conn().Close(); err != nil {
+		return err
+	}
+	return p.exec(ctx, "SELECT 1")
 }
 
 func (p postgresTx) commit(ctx context.Context) error   { return p.tx.Commit(ctx) }
@@ -130,6 +145,8 @@ func openMariaDB(t testing.TB) service {
 	return s
 }
 
+const effectTable = "CREATE TABLE effect (id bigint AUTO_INCREMENT PRIMARY KEY, saga varbinary(1024), step varbinary(255), op varchar(10))"
+
 // openMySQL gives a database without a barrier.
 func openMySQL(t testing.TB) onMariaDB {
 	t.Helper()
@@ -140,7 +157,7 @@ func openMySQL(t testing.TB) onMariaDB {
 	t.Cleanup(func() { _ = pool.Close() })
 	pool.SetMaxOpenConns(30) // the server is shared
 	s := onMariaDB{pool}
-	s.exec(t, "CREATE TABLE effect (id bigint AUTO_INCREMENT PRIMARY KEY, saga varbinary(1024), step varbinary(255), op varchar(10))")
+	s.exec(t, effectTable)
 	return s
 }
 
@@ -173,7 +190,7 @@ func (s onMariaDB) count(t testing.TB, sql string) (n int) {
 func (s onMariaDB) otherNamespace(testing.TB) {} // any number is one
 
 func (s onMariaDB) rows(t testing.TB) int {
-	return s.count(t, "SELECT count(*) FROM pawl_barrier WHERE op <> ''")
+	return s.count(t, "SELECT count(*) FROM pawl_barrier WHERE op <> 'lock'")
 }
 
 func (s onMariaDB) effects(t testing.TB) (all string) {
@@ -182,6 +199,10 @@ func (s onMariaDB) effects(t testing.TB) (all string) {
 		t.Fatal(err)
 	}
 	return all
+}
+
+func (s onMariaDB) passing() [2]string {
+	return [2]string{"SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213", "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290"}
 }
 
 // untilWaiting does not look at the server's list of transactions, which is never fresh for who looks often.
@@ -213,6 +234,14 @@ func (m mysqlTx) effect(ctx context.Context, b barrier.Branch) (json.RawMessage,
 func (m mysqlTx) exec(ctx context.Context, sql string) error {
 	_, err := m.on.ExecContext(ctx, sql)
 	return err
+}
+
+func (m mysqlTx) cut(ctx context.Context) error {
+	var id string
+	if err := m.on.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&id); err != nil {
+		return err
+	}
+	return m.exec(ctx, "KILL "+id)
 }
 
 func (m mysqlTx) commit(context.Context) error   { return m.tx.Commit() }

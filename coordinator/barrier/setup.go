@@ -106,20 +106,19 @@ func SetupMySQL(ctx context.Context, on *sql.DB) error {
 	return nil
 }
 
-// ScriptMySQL is what SetupMySQL has the server do. Ids are bytes, so that none of them are the same but for their letters' case or blanks at the end. The row of a branch with no op and no reason is what its calls take, one after the
-// other; the other rows are as in Postgres.
+// ScriptMySQL is what SetupMySQL has the server do. Ids are bytes, so that none of them are the same but for their letters' case or blanks at the end. The row lock of a branch is what its calls take, one after the other; the other rows are as in Postgres.
 const ScriptMySQL = `CREATE TABLE IF NOT EXISTS pawl_barrier (
-  ns     smallint       NOT NULL,
+  ns     smallint        NOT NULL,
   gid    varbinary(1024) NOT NULL,
-  branch varbinary(255) NOT NULL,
-  op     varchar(8)     CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-  reason varchar(8)     CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  branch varbinary(255)  NOT NULL,
+  op     varchar(8)      CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  reason varchar(8)      CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   result mediumblob,
-  at     datetime(6)    NOT NULL,
+  at     datetime(6)     NOT NULL,
   PRIMARY KEY (ns, gid, branch, op),
   KEY pawl_barrier_at (ns, at),
   CONSTRAINT pawl_barrier_length CHECK (length(gid) BETWEEN 1 AND 1024 AND length(branch) BETWEEN 1 AND 255),
-  CONSTRAINT pawl_barrier_op CHECK (op IN ('', 'action', 'undo', 'try', 'confirm', 'cancel')),
+  CONSTRAINT pawl_barrier_op CHECK (op IN ('lock', 'action', 'undo', 'try', 'confirm', 'cancel')),
   CONSTRAINT pawl_barrier_reason CHECK (reason = op OR op = 'action' AND reason IN ('undo', 'refused') OR op = 'try' AND reason IN ('cancel', 'refused'))
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC`
 
