@@ -79,14 +79,13 @@ func runMySQL(ctx context.Context, on *sql.DB, idle time.Duration, b Branch, wor
 	}
 	committed := false
 	defer func() {
-		lost := db.MySQLLost(conn)
-		if err != nil && lost && !errors.Is(err, errUnknown) {
+		if err != nil && !errors.Is(err, errUnknown) && db.MySQLLost(conn) {
 			err = fmt.Errorf("%w: %w", errAway, err)
 		}
 		if !committed {
 			end = append([]string{"ROLLBACK"}, end...)
 		}
-		if lost || undoMySQL(ctx, conn, end) != nil {
+		if undoMySQL(ctx, conn, end) != nil {
 			db.DropMySQL(conn)
 		}
 		_ = conn.Close() // back to the pool, if it was not dropped

@@ -294,6 +294,25 @@ func TestRunMySQLRolledBack(t *testing.T) {
 	}
 }
 
+// Work sees what others have committed since it began.
+func TestRunMySQLReadCommitted(t *testing.T) {
+	t.Parallel()
+	s := openMariaDB(t).(onMariaDB)
+	_, err := barrier.RunMySQL(t.Context(), s.DB, branch(barrier.Action), func(ctx context.Context, tx barrier.MySQLTx) (json.RawMessage, error) {
+		for want := range 2 {
+			var n int
+			if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM effect").Scan(&n); err != nil || n != want {
+				t.Errorf("%d effects, %v; want %d", n, err, want)
+			}
+			s.exec(t, "INSERT INTO effect (op) VALUES ('other')")
+		}
+		return nil, nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // What is lent for work is refused after it, and rows that it left open are no commit.
 func TestRunMySQLLent(t *testing.T) {
 	t.Parallel()

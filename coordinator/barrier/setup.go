@@ -31,7 +31,7 @@ var parts = []struct{ file, begin string }{
 // Setup makes what the barrier needs, in a participant's Postgres that has no Pawl of its own: schema pawl with the barrier, its namespaces and its functions, the same as there. Where there is a barrier it does nothing. It needs the right to create
 // a schema. A database that was set up so is no place for "pawl migrate up" afterwards, which finds the schema in its way. Calls at the same time do not disturb each other. Nobody sweeps such a database: call Sweep now and then.
 func Setup(ctx context.Context, pool *pgxpool.Pool) error {
-	statements, err := script()
+	statements, err := Script()
 	if err != nil {
 		return fmt.Errorf("set up barrier: %w", err)
 	}
@@ -52,8 +52,8 @@ func Setup(ctx context.Context, pool *pgxpool.Pool) error {
 	return nil
 }
 
-// script cuts the parts out of the migrations.
-func script() (string, error) {
+// Script is what Setup has Postgres do, where there is no barrier yet: SQL for psql, to be run in one transaction.
+func Script() (string, error) {
 	var out strings.Builder
 	for _, p := range parts {
 		text, err := fs.ReadFile(migrations.FS, p.file)
