@@ -35,7 +35,7 @@ const (
 	BranchBytesMax = 255
 	ResultBytesMax = 1 << 20 // of a result
 	ReasonBytesMax = 1024    // of a refusal's reason; a longer one is cut
-	// WaitMax is how long a call waits for another transaction that is at work on its branch. It waits shorter where lock_timeout says so, and for no more than three quarters of the time
+	// WaitMax is how long a call waits for another transaction that is at work on its branch. It waits shorter where lock_timeout (MySQL: innodb_lock_wait_timeout) says so, and for no more than three quarters of the time
 	// that is left to its context.
 	WaitMax = 3 * time.Second
 	// Keep is how long rows are kept, unless the sweep is told otherwise.
@@ -205,7 +205,7 @@ func checkResult(value json.RawMessage) error {
 	if len(value) > ResultBytesMax {
 		return fmt.Errorf("%w: a result of %d bytes exceeds %d", ErrInvalid, len(value), ResultBytesMax)
 	}
-	if value != nil && !(json.Valid(value) && utf8.Valid(value)) {
+	if value != nil && (!json.Valid(value) || !utf8.Valid(value)) {
 		return fmt.Errorf("%w: the result is not JSON in UTF-8", ErrInvalid)
 	}
 	return nil

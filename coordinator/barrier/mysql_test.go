@@ -104,9 +104,9 @@ func TestDoMySQLLockTimeout(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	// undo gives the error, and the timeout in its transaction and after it.
+	// undo gives the error, and the timeout in its transaction and after it. One of a second ends before the server takes the statement to be too long.
 	undo := func(ctx context.Context, seconds int) (out barrier.Result, after [2]int, err error) {
-		if _, err := conn.ExecContext(ctx, fmt.Sprint("SET innodb_lock_wait_timeout = ", seconds)); err != nil {
+		if _, err := conn.ExecContext(ctx, fmt.Sprint("SET innodb_lock_wait_timeout = ", seconds, ", max_statement_time = ", max(2*(2-seconds), 0))); err != nil {
 			t.Error(err)
 		}
 		tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
@@ -341,6 +341,43 @@ func TestRunMySQLLent(t *testing.T) {
 	}
 	if n := s.count(t, "SELECT count(*) FROM effect"); n != 2 {
 		t.Errorf("%d effects", n)
+	}
+}
+
+// How the connection talks to the server makes no difference.
+func TestDoMySQLConnection(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.MariaDB(t)
+	for i, params := range []string{
+		"interpolateParams=true", "charset=latin1", "interpolateParams=true&charset=latin1", "clientFoundRows=true&parseTime=true", "sql_mode=''", "interpolateParams=true&sql_mode='ANSI_QUOTES,NO_BACKSLASH_ESCAPES'",
+		"sql_mode='ORACLE,EMPTY_STRING_IS_NULL'", "autocommit=0",
+	} {
+		on, err := sql.Open("mysql", dsn+"?"+params)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer on.Close()
+		if err := barrier.SetupMySQL(t.Context(), on); err != nil {
+			t.Fatal(err)
+		}
+		var outcomes []string
+		for _, op := range []barrier.Op{barrier.Try, barrier.Try, barrier.Cancel, barrier.Cancel, barrier.Try} {
+			b := barrier.Branch{Namespace: int16(i + 1), ID: "ü'\"\\", Branch: "日本🐎", Op: op}
+			out, err := barrier.RunMySQL(t.Context(), on, b, func(ctx context.Context, tx barrier.MySQLTx) (json.RawMessage, error) {
+				return json.RawMessage(`"ü🐎\n'` + "`" + `"`), nil
+			})
+			if err != nil || string(out.Value) != `"ü🐎\n'`+"`"+`"` {
+				t.Errorf("%s, %s: %s, %v", params, op, out.Value, err)
+			}
+			outcomes = append(outcomes, string(out.Outcome))
+		}
+		if got := strings.Join(outcomes, " "); got != "done duplicate done duplicate duplicate" {
+			t.Errorf("%s: %s", params, got)
+		}
+		var n int
+		if err := on.QueryRowContext(t.Context(), "SELECT count(*) FROM pawl_barrier WHERE gid = X'C3BC27225C' AND branch = X'E697A5E69CACF09F908E' AND ns = ?", i+1).Scan(&n); err != nil || n != 3 {
+			t.Errorf("%s: %d rows, %v", params, n, err)
+		}
 	}
 }
 

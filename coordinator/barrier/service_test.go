@@ -49,11 +49,14 @@ type transaction interface {
 // serviceWork is what a service does of a call. The transaction is the handler's: it has no do, commit and rollback.
 type serviceWork func(ctx context.Context, tx transaction, b barrier.Branch, body []byte) (json.RawMessage, error)
 
-// onEach runs a test on each kind of server that a service may have.
+// services opens one on each kind of server that a service may have.
+var services = map[string]func(testing.TB) service{"postgres": openPostgres, "mariadb": openMariaDB}
+
+// onEach runs a test on each kind of server.
 func onEach(t *testing.T, test func(t *testing.T, open func(testing.TB) service)) {
 	t.Helper()
 	t.Parallel()
-	for name, open := range map[string]func(testing.TB) service{"postgres": openPostgres, "mariadb": openMariaDB} {
+	for name, open := range services {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			test(t, open)
@@ -101,9 +104,10 @@ func (s onPostgres) handler(conf barrier.HTTP, work serviceWork) http.Handler {
 func (s onPostgres) exec(t testing.TB, sql string)      { t.Helper(); exec(t, s.Pool, sql) }
 func (s onPostgres) count(t testing.TB, sql string) int { t.Helper(); return count(t, s.Pool, sql) }
 func (s onPostgres) otherNamespace(t testing.TB)        { s.exec(t, "SELECT pawl.namespace_create('other')") }
-func (s onPostgres) rows(t testing.TB) int              { return s.count(t, "SELECT count(*) FROM pawl.barrier") }
-func (s onPostgres) effects(t testing.TB) string        { return effects(t, s.Pool) }
-func (s onPostgres) untilWaiting(t testing.TB, n int)   { t.Helper(); untilWaiting(t, s.Pool, n) }
+
+func (s onPostgres) rows(t testing.TB) int            { return s.count(t, "SELECT count(*) FROM pawl.barrier") }
+func (s onPostgres) effects(t testing.TB) string      { return effects(t, s.Pool) }
+func (s onPostgres) untilWaiting(t testing.TB, n int) { t.Helper(); untilWaiting(t, s.Pool, n) }
 
 func (s onPostgres) passing() [2]string {
 	return [2]string{"DO $$ BEGIN RAISE serialization_failure; END $$", "SELECT pg_terminate_backend(pg_backend_pid())"}

@@ -127,7 +127,7 @@ func SweepMySQL(ctx context.Context, on *sql.DB, ns int16) (removed int64, err e
 	for range sweepsMax {
 		n, err := sweepMySQL(ctx, on, max(ns, 1))
 		if db.MySQLNumber(err) == mysqlNoTable {
-			err = fmt.Errorf("%w (or, here, SetupMySQL: %w)", ErrSchema, err)
+			err = fmt.Errorf("%w (here: SetupMySQL or \"pawl migrate barrier\"; %w)", ErrSchema, err)
 		}
 		if err != nil {
 			return removed, fmt.Errorf("sweep barrier: %w", err)
