@@ -155,9 +155,6 @@ func (m *mysql) enter(ctx context.Context, b Branch) (entry, error) {
 			err = fault
 		}
 	}
-	if number := db.MySQLNumber(err); number == mysqlLockTimeout || number == mysqlDeadlock {
-		return entry{}, fmt.Errorf("%s: %w", b, ErrInFlight)
-	}
 	if err == nil {
 		err = m.look(ctx, b)
 	}
@@ -264,6 +261,8 @@ func (m *mysql) leave(ctx context.Context, b Branch, _ entry, out Result) error 
 // wrapMySQL names errors of the database. step: enter or leave.
 func (b Branch) wrapMySQL(step string, err error) error {
 	switch number := db.MySQLNumber(err); {
+	case (number == mysqlLockTimeout || number == mysqlDeadlock) && step == "enter":
+		return fmt.Errorf("%s: %w", b, ErrInFlight)
 	case number == mysqlNoSavepoint && step == "leave":
 		return fmt.Errorf("%s: %w", b, ErrEnded)
 	case number == mysqlDuplicate && step == "leave":

@@ -313,6 +313,86 @@ func TestRunMySQLReadCommitted(t *testing.T) {
 	}
 }
 
+// One transaction at a time has a branch, from the call to its end, whatever it came to; also while the sweep takes away its rows, which are old for it.
+func TestDoMySQLExclusive(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.MariaDB(t)
+	now, err := sql.Open("mysql", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer now.Close()
+	past, err := sql.Open("mysql", dsn+"?timestamp=946684800")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer past.Close()
+	s := onMariaDB{past}
+	if err := barrier.SetupMySQL(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	var inside, calls [3]atomic.Int32
+	var group, sweeper sync.WaitGroup
+	var swept int64
+	over := make(chan struct{})
+	sweeper.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			n, err := barrier.SweepMySQL(t.Context(), now, 1)
+			if err != nil {
+				t.Error(err)
+			}
+			swept += n
+		}
+	})
+	for i := range 6 {
+		group.Go(func() {
+			for j := range 30 {
+				which := (i + j) % 3
+				b := barrier.Branch{ID: fmt.Sprint(which, " ", j/3), Branch: "b", Op: []barrier.Op{barrier.Try, barrier.Confirm, barrier.Cancel}[j%3]}
+				tx, err := s.begin(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, err = tx.do(t.Context(), b, func(ctx context.Context) (json.RawMessage, error) { return nil, nil })
+				switch {
+				case err == nil, errors.Is(err, barrier.ErrTooLate):
+					calls[which].Add(1)
+					if n := inside[which].Add(1); n != 1 {
+						t.Errorf("%s: %d at once", b, n)
+					}
+					inside[which].Add(-1)
+				case !errors.Is(err, barrier.ErrInFlight):
+					t.Error(err)
+				}
+				end := tx.commit
+				if err != nil || (i+j)%4 == 0 {
+					end = tx.rollback
+				}
+				if err := end(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	close(over)
+	sweeper.Wait()
+	if swept == 0 {
+		t.Error("nothing was swept")
+	}
+	for which := range calls {
+		if n := calls[which].Load(); n == 0 {
+			t.Errorf("no call of %d got through", which)
+		}
+	}
+}
+
 // What is lent for work is refused after it, and rows that it left open are no commit.
 func TestRunMySQLLent(t *testing.T) {
 	t.Parallel()

@@ -126,6 +126,9 @@ const ScriptMySQL = `CREATE TABLE IF NOT EXISTS pawl_barrier (
 func SweepMySQL(ctx context.Context, on *sql.DB, ns int16) (removed int64, err error) {
 	for range sweepsMax {
 		n, err := sweepMySQL(ctx, on, max(ns, 1))
+		if db.MySQLNumber(err) == mysqlDeadlock { // with a call of an old branch: again
+			continue
+		}
 		if db.MySQLNumber(err) == mysqlNoTable {
 			err = fmt.Errorf("%w (here: SetupMySQL or \"pawl migrate barrier\"; %w)", ErrSchema, err)
 		}
