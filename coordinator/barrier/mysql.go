@@ -48,10 +48,11 @@ type MySQLTx = db.MySQLTx
 // whose errors have the server's number in a field Number or Code, as github.com/go-sql-driver/mysql's. [RunMySQL] begins and commits as well.
 //
 // As a transaction cannot be asked for its level there, its snapshot is looked at: one that is older than what was committed of the branch is ErrInvalid. It waits in whole seconds, for one at least, and no longer than
-// innodb_lock_wait_timeout, which is as before afterwards, unless tx's context ends in between. Where several wait for one that is rolled back, the server may take them for a deadlock and give one of them up: that one has ErrInFlight as well, and its transaction is rolled back already.
+// innodb_lock_wait_timeout, which is as before afterwards, unless tx's context ends in between. Where several wait for one that is rolled back, the server may take them for a deadlock and give one of them up, and roll back its
+// transaction: that one has ErrInFlight as well.
 //
-// A statement of work that fails undoes only itself, as ever in MySQL: work returns its error, or goes on without it. A statement that commits by itself, as those that change the schema do, is ErrEnded. Rows have to be closed. Five round trips before work,
-// and two after it, and one more for each that the driver prepares first, of which there are three (interpolateParams=true spares them). A savepoint pawl_barrier_… is set meanwhile.
+// A statement of work that fails undoes only itself, as ever in MySQL: work returns its error, or goes on without it. A statement that commits by itself, as those that change the schema do, is ErrEnded. Rows have to be closed.
+// Five round trips before work, and two after it, and one more for each statement that the driver prepares first, of which there are three (interpolateParams=true spares them). A savepoint pawl_barrier_… is set meanwhile.
 func DoMySQL(ctx context.Context, tx *sql.Tx, b Branch, work func(ctx context.Context) (json.RawMessage, error)) (Result, error) {
 	return do(ctx, &mysql{on: tx}, b, work)
 }
