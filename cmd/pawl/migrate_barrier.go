@@ -29,14 +29,14 @@ func (c *migrateBarrierCmd) Run(a *app) error {
 	scheme, _, _ := strings.Cut(c.URL, "://")
 	switch scheme {
 	case "postgres", "postgresql":
-		pool, err := poolAt(a, "the service", c.URL)
+		pool, err := participantPool(a, "the service", c.URL)
 		if err != nil {
 			return err
 		}
 		defer pool.Close()
 		return c.postgres(ctx, a, pool)
 	case "mysql", "mariadb":
-		on, err := mysqlAt("the service", c.URL)
+		on, err := participantMySQL("the service", c.URL)
 		if err != nil {
 			return err
 		}

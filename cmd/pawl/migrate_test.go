@@ -81,7 +81,7 @@ func TestMigrateBarrier(t *testing.T) {
 				t.Fatal(err)
 			}
 			maria := mariaURL(t)
-			on, err := mysqlAt("test", maria+"&multiStatements=true")
+			on, err := participantMySQL("test", maria+"&multiStatements=true")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -44,7 +44,7 @@ func (f participantFlags) open(a *app) (all []twophase.Participant, closeAll fun
 		scheme, _, _ := strings.Cut(at, "://")
 		switch scheme {
 		case "postgres", "postgresql":
-			pool, err := poolAt(a, "--participant "+name, at)
+			pool, err := participantPool(a, "--participant "+name, at)
 			if err != nil {
 				closeAll()
 				return nil, nil, err
@@ -52,7 +52,7 @@ func (f participantFlags) open(a *app) (all []twophase.Participant, closeAll fun
 			closes = append(closes, pool.Close)
 			all = append(all, twophase.Postgres(name, pool))
 		case "mysql", "mariadb":
-			db, err := mysqlAt("--participant "+name, at)
+			db, err := participantMySQL("--participant "+name, at)
 			if err != nil {
 				closeAll()
 				return nil, nil, err
@@ -72,8 +72,8 @@ func unreadable(what string) error {
 	return usagef("%s: its URL cannot be read; write special characters of a password as %%XX", what)
 }
 
-// poolAt opens a Postgres, which is called what, by its URL. It reaches nothing yet.
-func poolAt(a *app, what, at string) (*pgxpool.Pool, error) {
+// participantPool opens a Postgres, which is called what, by its URL. It reaches nothing yet.
+func participantPool(a *app, what, at string) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(at)
 	if err != nil {
 		return nil, unreadable(what)
@@ -89,8 +89,8 @@ func poolAt(a *app, what, at string) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-// mysqlAt opens mysql://user:password@host:3306/database, of MariaDB as well, which is called what. It reaches nothing yet. Parameters are those of github.com/go-sql-driver/mysql, and socket, a path in place of host and port.
-func mysqlAt(what, at string) (*sql.DB, error) {
+// participantMySQL opens mysql://user:password@host:3306/database, of MariaDB as well, which is called what. It reaches nothing yet. Parameters are those of github.com/go-sql-driver/mysql, and socket, a path in place of host and port.
+func participantMySQL(what, at string) (*sql.DB, error) {
 	u, err := url.Parse(at)
 	if err != nil {
 		return nil, unreadable(what)

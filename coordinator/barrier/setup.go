@@ -99,6 +99,8 @@ func Sweep(ctx context.Context, pool *pgxpool.Pool, ns int16) (removed int64, er
 
 // SetupMySQL makes the table pawl_barrier in the default database of the connections of on, MariaDB 10.5 or MySQL 8.0 and newer, unless it is there. Calls at the same time do not disturb each other. Who calls branches needs the
 // rights to select, insert, update and delete in it. There any number from 1 is a namespace. Nobody sweeps it: call SweepMySQL now and then.
+//
+// innodb_flush_log_at_trx_commit has to be 1, as by default, or a crash of the machine loses what callers were told is done.
 func SetupMySQL(ctx context.Context, on *sql.DB) error {
 	if _, err := on.ExecContext(ctx, ScriptMySQL); err != nil {
 		return fmt.Errorf("set up barrier: %w", err)

@@ -49,12 +49,12 @@ type MySQLDB struct {
 	maria   bool   // it is MariaDB; known with the address, and unchanged then
 }
 
-// MySQL makes a participant of a database of MariaDB 10.5, MySQL 8.0, or newer, which is the default database of the connections of on; by XA, which Galera clusters do not have. All tables that take part must be
+// MySQL makes a participant of a database of MariaDB 10.5, MySQL 8.0, or newer, which is the default database of the connections of db; by XA, which Galera clusters do not have. All tables that take part must be
 // InnoDB's, and innodb_flush_log_at_trx_commit must be 1, or what was prepared does not outlive a crash of the machine. Who recovers must be the user who prepared, or may end its connections (MariaDB: CONNECTION
 // ADMIN); on MySQL both need XA_RECOVER_ADMIN.
 //
 // Any driver will do whose errors have the server's number in a field Number or Code, as github.com/go-sql-driver/mysql's.
-func MySQL(name string, on *sql.DB) *MySQLDB { return &MySQLDB{name: name, db: on} }
+func MySQL(name string, db *sql.DB) *MySQLDB { return &MySQLDB{name: name, db: db} }
 
 // MySQLTx is what a transaction's branch at a MySQLDB can be asked. After its end it refuses with sql.ErrTxDone.
 type MySQLTx = db.MySQLTx
