@@ -15,8 +15,19 @@ import (
 
 const advice = "install it (Debian, Ubuntu: apt-get install --no-install-recommends mariadb-server; macOS: brew install mariadb), and see that mariadbd and mariadb-install-db are in PATH or in /usr/sbin"
 
-// find looks for a program by its names, of which the newest is first, in PATH and where systems put servers.
+// binEnv names the variable that holds the directory of the programs to use.
+const binEnv = "PAWL_MARIADB_BIN"
+
+// find looks for a program by its names, of which the newest is first: in the directory that the environment names and nowhere else, or in PATH and where systems put servers.
 func find(names ...string) (string, error) {
+	if dir := os.Getenv(binEnv); dir != "" {
+		for _, name := range names {
+			if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+				return filepath.Abs(path)
+			}
+		}
+		return "", fmt.Errorf("%w: there is no %s in %s, which %s names", ErrNotInstalled, names[0], dir, binEnv)
+	}
 	for _, name := range names {
 		if path, err := exec.LookPath(name); err == nil {
 			return filepath.Abs(path)
@@ -47,11 +58,12 @@ func (s *Server) install(ctx context.Context) error {
 	return nil
 }
 
-// command makes one that runs as the server's account, in a group of its own, so that Ctrl-C reaches us and not it.
+// command makes one that runs as the server's account, in a group of its own, so that Ctrl-C reaches us and not it. Its temporary directory is its own: of one that it shared a server removes, as it starts, what
+// others have there, those that initialise their data as well.
 func (s *Server) command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = s.dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin:/bin", "HOME=" + s.dir, "LC_ALL=C"}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin:/bin", "HOME=" + s.dir, "TMPDIR=" + s.dir, "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: s.account}
 	return cmd
 }
