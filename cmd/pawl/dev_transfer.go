@@ -2,17 +2,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"sync/atomic"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/cmd/checkout"
 	"github.com/pawl-dev/pawl/cmd/transfer"
+	"github.com/pawl-dev/pawl/db/devmaria"
 	"github.com/pawl-dev/pawl/db/devpg"
 )
 
@@ -23,16 +26,22 @@ const (
 	devTransferConns  = 8
 	devSweepEvery     = 5 * time.Second
 	devSweepKill      = time.Second // with --kill
-	devServerKillEach = 3           // processes that are killed for each server that is
+	devServerKillEach = 2           // processes that are killed for each server that is
+
+	devBankMaria    = "south"    // the bank that is a MariaDB
+	devBankDatabase = "transfer" // in it
+	devBanksEnv     = "PAWL_DEV_BANKS"
 )
 
-// devTransfer is the example of package transfer: two more private servers, and processes that move money between them.
+// devBanksPostgres are the banks that are a Postgres.
+var devBanksPostgres = []string{"east", "west"}
+
+// devTransfer is the example of package transfer: a private server for each bank, and processes that move money between them.
 type devTransfer struct {
 	*dev
 	run     int64
 	banks   *transfer.Banks
-	urls    []string
-	servers [2]atomic.Pointer[devpg.Server]
+	servers []devBank     // those of a bank are another goroutine's while killing is full
 	killing chan struct{} // has room for one: a server is being killed and started again
 	crashed int           // servers killed so far
 	pace    *pace
@@ -40,6 +49,29 @@ type devTransfer struct {
 	last    int // transfers at the last look,
 	moved   time.Time
 	report  transferReport
+}
+
+// devBank is a bank's private server.
+type devBank struct {
+	name, url string
+	client    string // a command line that takes a statement
+	server    interface {
+		Kill() error
+		Restart(ctx context.Context) error
+		Stop(ctx context.Context) error
+	}
+}
+
+// devPostgres is a Postgres that is started again as a MariaDB is.
+type devPostgres struct{ *devpg.Server }
+
+// Restart starts it again after Kill.
+func (p *devPostgres) Restart(ctx context.Context) error {
+	server, err := devpg.Start(ctx, p.Config())
+	if err == nil {
+		p.Server = server
+	}
+	return err
 }
 
 func (e *devTransfer) check(context.Context) error {
@@ -63,30 +95,32 @@ func (e *devTransfer) bankDir(name string) (string, error) {
 func (e *devTransfer) start(ctx context.Context) error {
 	e.killing = make(chan struct{}, 1)
 	e.ends = append(e.ends, e.stopServers)
-	for i, name := range transfer.Names {
-		dir, err := e.bankDir(name)
-		if err != nil {
+	for _, name := range devBanksPostgres {
+		if err := e.startPostgres(ctx, name); err != nil {
 			return err
 		}
-		server, err := devpg.Start(ctx, devpg.Config{Dir: dir, Durable: true, Logger: e.live.logger(e.app.log)})
-		if err != nil {
-			return err
-		}
-		e.servers[i].Store(server)
-		e.urls = append(e.urls, server.URL("postgres"))
-		e.live.say("Bank %s: PostgreSQL %s in %s.", name, server.Version(), dir)
 	}
-	var err error
-	if e.banks, err = transfer.Open(ctx, e.pool, e.app.namespace, "pawl dev", e.urls...); err != nil {
+	err := e.startMaria(ctx)
+	switch {
+	case errors.Is(err, devmaria.ErrNotInstalled):
+		e.live.say("Bank %s is left out, which would be a MariaDB: %s.", devBankMaria, strings.TrimPrefix(err.Error(), "devmaria: "))
+	case err != nil:
 		return err
 	}
-	e.ends = append(e.ends, e.banks.Close)
+	banks, closeBanks, err := e.app.openBanks(e.named())
+	if err != nil {
+		return err
+	}
+	e.ends = append(e.ends, closeBanks)
+	if e.banks, err = transfer.Open(e.pool, e.app.namespace, "pawl dev", banks...); err != nil {
+		return err
+	}
 	if e.run, err = transfer.Create(ctx, e.banks); err != nil {
 		return err
 	}
 	e.report = transferReport{Run: e.run}
 	e.startFleet(ctx, role{name: "mover", size: devMovers, command: e.processes("mover")}, role{name: "sweeper", size: devSweepers, command: e.processes("sweeper")})
-	e.live.say("Run %d: %s transfers between accounts at two banks, in transactions over both and the coordinator's database. %d processes move money, %d settle what is left.", e.run, thousands(e.Transfers), devMovers, devSweepers)
+	e.live.say("Run %d: %s transfers between accounts at %d banks, in transactions over two of them and the coordinator's database. %d processes move money, %d settle what is left.", e.run, thousands(e.Transfers), len(e.servers), devMovers, devSweepers)
 	if e.Kill {
 		e.live.say("Killing %d processes on the way, and a bank's server after every %d of them.", devKills, devServerKillEach)
 	}
@@ -94,6 +128,89 @@ func (e *devTransfer) start(ctx context.Context) error {
 	e.moved = e.began
 	e.pace = newPace(e.began)
 	return nil
+}
+
+func (e *devTransfer) startPostgres(ctx context.Context, name string) error {
+	dir, err := e.bankDir(name)
+	if err != nil {
+		return err
+	}
+	server, err := devpg.Start(ctx, devpg.Config{Dir: dir, Durable: true, Logger: e.live.logger(e.app.log)})
+	if err != nil {
+		return err
+	}
+	url := server.URL("postgres")
+	e.servers = append(e.servers, devBank{name, url, "psql " + shellQuote(url) + " -c", &devPostgres{server}})
+	e.live.say("Bank %s: PostgreSQL %s in %s.", name, server.Version(), dir)
+	return nil
+}
+
+func (e *devTransfer) startMaria(ctx context.Context) error {
+	dir, err := e.bankDir(devBankMaria)
+	if err != nil {
+		return err
+	}
+	server, err := devmaria.Start(ctx, dir)
+	if err != nil {
+		return err
+	}
+	e.servers = append(e.servers, devBank{devBankMaria, server.URL(devBankDatabase), "mariadb -u root -S " + shellQuote(server.Socket()) + " -e", server})
+	db, err := participantMySQL(devBankMaria, server.URL("mysql"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(ctx, "CREATE DATABASE IF NOT EXISTS "+devBankDatabase); err != nil {
+		return fmt.Errorf("bank %s: %w", devBankMaria, err)
+	}
+	var version string
+	if err := db.QueryRowContext(ctx, "SELECT VERSION()").Scan(&version); err != nil {
+		return fmt.Errorf("bank %s: %w", devBankMaria, err)
+	}
+	version, _, _ = strings.Cut(version, "-")
+	e.live.say("Bank %s: MariaDB %s in %s.", devBankMaria, version, dir)
+	return nil
+}
+
+// named gives the banks as NAME=URL.
+func (e *devTransfer) named() []string {
+	named := make([]string, len(e.servers))
+	for i, bank := range e.servers {
+		named[i] = bank.name + "=" + bank.url
+	}
+	return named
+}
+
+// openBanks opens pools of banks, each NAME=URL. It reaches none yet.
+func (a *app) openBanks(named []string) (banks []transfer.Bank, closeAll func(), err error) {
+	var closes []func()
+	closeAll = func() {
+		for _, f := range closes {
+			f()
+		}
+	}
+	for _, text := range named {
+		name, url, _ := strings.Cut(text, "=")
+		if strings.HasPrefix(url, "mysql:") {
+			db, err := participantMySQL(name, url)
+			if err != nil {
+				closeAll()
+				return nil, nil, err
+			}
+			db.SetMaxIdleConns(devTransferConns)
+			closes = append(closes, func() { _ = db.Close() })
+			banks = append(banks, transfer.MySQL(name, db))
+			continue
+		}
+		pool, err := participantPool(a, name, url)
+		if err != nil {
+			closeAll()
+			return nil, nil, err
+		}
+		closes = append(closes, pool.Close)
+		banks = append(banks, transfer.Postgres(name, pool))
+	}
+	return banks, closeAll, nil
 }
 
 // processes makes the commands of a role's processes. The banks' URLs go by the environment: others see arguments.
@@ -107,14 +224,10 @@ func (e *devTransfer) processes(what string) func(n int) (*exec.Cmd, error) {
 		if err != nil {
 			return nil, err
 		}
-		for i, url := range e.urls {
-			cmd.Env = append(cmd.Env, devBankEnv(i)+"="+url)
-		}
+		cmd.Env = append(cmd.Env, devBanksEnv+"="+strings.Join(e.named(), " "))
 		return cmd, nil
 	}
 }
-
-func devBankEnv(i int) string { return fmt.Sprintf("PAWL_DEV_BANK_%d_URL", i+1) }
 
 func (e *devTransfer) look(ctx context.Context) (devProgress, error) {
 	if e.Kill && e.fleet.killed() >= devServerKillEach*(e.crashed+1) {
@@ -128,7 +241,7 @@ func (e *devTransfer) look(ctx context.Context) (devProgress, error) {
 	if err != nil {
 		return devProgress{}, err
 	}
-	unfinished, err := e.banks.Manager.List(ctx, "", true, 1)
+	unfinished, err := e.banks.Unfinished(ctx)
 	if err != nil {
 		return devProgress{}, err
 	}
@@ -138,7 +251,7 @@ func (e *devTransfer) look(ctx context.Context) (devProgress, error) {
 		e.last, e.moved = done, now
 	}
 	line := e.line(fmt.Sprintf("%s of %s transfers", thousands(done), thousands(e.Transfers)), e.pace.rate(now, done), plural(e.fleet.alive(), "process", "processes"), fmt.Sprintf("%d prepared", prepared), e.pace.elapsed(now))
-	return devProgress{Done: min(done, e.Transfers), All: e.Transfers, Moved: done, Line: line, Finished: done >= e.Transfers && still && prepared == 0 && len(unfinished) == 0 && len(e.killing) == 0}, nil
+	return devProgress{Done: min(done, e.Transfers), All: e.Transfers, Moved: done, Line: line, Finished: done >= e.Transfers && still && prepared == 0 && !unfinished && len(e.killing) == 0}, nil
 }
 
 // killServer kills a bank's server and starts it again, while the others go on.
@@ -148,37 +261,29 @@ func (e *devTransfer) killServer(ctx context.Context) {
 	default:
 		return // the last one is not back yet
 	}
-	i := e.crashed % len(transfer.Names)
+	bank := e.servers[e.crashed%len(e.servers)]
 	e.crashed++
 	go func() {
 		defer func() { <-e.killing }()
-		server := e.servers[i].Load()
-		conf := server.Config()
-		if err := server.Kill(); err != nil {
-			e.live.say("  the server of bank %s could not be killed: %v", transfer.Names[i], err)
+		if err := bank.server.Kill(); err != nil {
+			e.live.say("  the server of bank %s could not be killed: %v", bank.name, err)
 			return
 		}
-		<-server.Done()
-		e.live.say("  killed the server of bank %s", transfer.Names[i])
-		server, err := devpg.Start(context.WithoutCancel(ctx), conf)
-		if err != nil {
-			e.cancel(fmt.Errorf("bank %s: %w", transfer.Names[i], err))
-			return
+		e.live.say("  killed the server of bank %s", bank.name)
+		if err := bank.server.Restart(context.WithoutCancel(ctx)); err != nil {
+			e.cancel(fmt.Errorf("bank %s: %w", bank.name, err))
 		}
-		e.servers[i].Store(server)
 	}()
 }
 
 func (e *devTransfer) stopServers() {
 	e.killing <- struct{}{} // wait for the one that is started
-	for i := range e.servers {
-		if server := e.servers[i].Load(); server != nil {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(e.app.ctx), devStopMax)
-			if err := server.Stop(ctx); err != nil {
-				e.live.say("The server of bank %s did not stop: %v", transfer.Names[i], err)
-			}
-			cancel()
+	for _, bank := range e.servers {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(e.app.ctx), devStopMax)
+		if err := bank.server.Stop(ctx); err != nil {
+			e.live.say("The server of bank %s did not stop: %v", bank.name, err)
 		}
+		cancel()
 	}
 }
 
@@ -209,8 +314,10 @@ func (e *devTransfer) prove(ctx context.Context) (devReport, error) {
 }
 
 func (e *devTransfer) lookAround(w io.Writer, _ func(args, what string)) {
-	for i, name := range transfer.Names {
-		fmt.Fprintf(w, "\n  psql %s -c \"SELECT * FROM transfer.entry WHERE transfer = '%s'\"   # a transfer at bank %s\n", shellQuote(e.urls[i]), e.report.Figures.Example, name)
+	for _, bank := range e.servers {
+		if slices.Contains(e.report.Figures.ExampleAt, bank.name) {
+			fmt.Fprintf(w, "\n  %s \"SELECT * FROM transfer.entry WHERE transfer = '%s'\"   # a transfer at bank %s\n", bank.client, e.report.Figures.Example, bank.name)
+		}
 	}
 	fmt.Fprintf(w, "  psql %s -c \"SELECT * FROM pawl.global_decision WHERE id = '%s'\"   # and its decision\n", shellQuote(e.app.databaseURL), e.report.Figures.Example)
 }
@@ -262,15 +369,15 @@ type devTransferCmd struct {
 // Run moves or sweeps until standard input ends.
 func (c *devTransferCmd) Run(a *app) error {
 	return a.runDevProcess(c.Name, devTransferConns, func(ctx context.Context, pool *pgxpool.Pool) error {
-		var urls []string
-		for i := range transfer.Names {
-			urls = append(urls, os.Getenv(devBankEnv(i)))
-		}
-		banks, err := transfer.Open(ctx, pool, a.namespace, c.Name, urls...)
+		all, closeAll, err := a.openBanks(strings.Fields(os.Getenv(devBanksEnv)))
 		if err != nil {
 			return err
 		}
-		defer banks.Close()
+		defer closeAll()
+		banks, err := transfer.Open(pool, a.namespace, c.Name, all...)
+		if err != nil {
+			return err
+		}
 		if c.What == "sweeper" {
 			return transfer.Sweep(ctx, banks, c.Every)
 		}

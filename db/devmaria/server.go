@@ -73,12 +73,15 @@ func Start(ctx context.Context, dir string) (*Server, error) {
 // Dir is the server's directory.
 func (s *Server) Dir() string { return s.dir }
 
+// Socket is the path of the server's socket.
+func (s *Server) Socket() string { return filepath.Join(s.dir, "sock") }
+
 // DSN names a database of the server as github.com/go-sql-driver/mysql takes it.
-func (s *Server) DSN(database string) string { return "root@unix(" + s.socket() + ")/" + database }
+func (s *Server) DSN(database string) string { return "root@unix(" + s.Socket() + ")/" + database }
 
 // URL is the same for --participant of pawl.
 func (s *Server) URL(database string) string {
-	u := url.URL{Scheme: "mysql", User: url.User("root"), Host: "localhost", Path: "/" + database, RawQuery: url.Values{"socket": {s.socket()}}.Encode()}
+	u := url.URL{Scheme: "mysql", User: url.User("root"), Host: "localhost", Path: "/" + database, RawQuery: url.Values{"socket": {s.Socket()}}.Encode()}
 	return u.String()
 }
 
@@ -92,10 +95,9 @@ func (s *Server) Done() <-chan struct{} {
 	return s.done
 }
 
-func (s *Server) data() string   { return filepath.Join(s.dir, "data") }
-func (s *Server) socket() string { return filepath.Join(s.dir, "sock") }
-func (s *Server) log() string    { return filepath.Join(s.dir, "log") }
-func (s *Server) noted() string  { return filepath.Join(s.dir, "pid") }
+func (s *Server) data() string  { return filepath.Join(s.dir, "data") }
+func (s *Server) log() string   { return filepath.Join(s.dir, "log") }
+func (s *Server) noted() string { return filepath.Join(s.dir, "pid") }
 
 // Restart starts a server again that was killed, or has ended, unless another process was quicker. What was committed or prepared is there.
 func (s *Server) Restart(ctx context.Context) error {
@@ -107,8 +109,8 @@ func (s *Server) Restart(ctx context.Context) error {
 
 // start starts the server if the lock of its directory is free, and adopts it once it answers where another process has that.
 func (s *Server) start(ctx context.Context) error {
-	if len(s.socket()) > socketBytesMax {
-		return fmt.Errorf("devmaria: %s is too long for a socket, which may have %d bytes", s.socket(), socketBytesMax)
+	if len(s.Socket()) > socketBytesMax {
+		return fmt.Errorf("devmaria: %s is too long for a socket, which may have %d bytes", s.Socket(), socketBytesMax)
 	}
 	ticker := time.NewTicker(readyPause)
 	defer ticker.Stop()
@@ -177,7 +179,7 @@ func (s *Server) run(ctx context.Context, done chan struct{}, lock *os.File) err
 		return err
 	}
 	// Its life is not bounded by ctx.
-	cmd := s.command(context.Background(), program, "--no-defaults", "--datadir="+s.data(), "--socket="+s.socket(), "--pid-file="+s.noted(), "--log-error="+s.log(), "--skip-networking",
+	cmd := s.command(context.Background(), program, "--no-defaults", "--datadir="+s.data(), "--socket="+s.Socket(), "--pid-file="+s.noted(), "--log-error="+s.log(), "--skip-networking",
 		"--skip-name-resolve", "--innodb-flush-log-at-trx-commit=1", "--innodb-buffer-pool-size=32M", "--max-connections=300")
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("devmaria: %w", err)
@@ -218,7 +220,7 @@ func (s *Server) ready(ctx context.Context, done <-chan struct{}) error {
 
 // answers tells whether the server greets who connects.
 func (s *Server) answers() bool {
-	conn, err := net.DialTimeout("unix", s.socket(), helloMax)
+	conn, err := net.DialTimeout("unix", s.Socket(), helloMax)
 	if err != nil {
 		return false
 	}

@@ -25,6 +25,9 @@ func (*Server) Dir() string { return "" }
 // DSN is empty.
 func (*Server) DSN(string) string { return "" }
 
+// Socket is empty.
+func (*Server) Socket() string { return "" }
+
 // URL is empty.
 func (*Server) URL(string) string { return "" }
 
