@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"slices"
@@ -46,8 +47,8 @@ type devTransfer struct {
 	crashed int           // servers killed so far
 	pace    *pace
 	began   time.Time
-	last    int // transfers at the last look,
-	moved   time.Time
+	seen    devProgress // at the last look
+	moved   time.Time   // when there were fewer transfers
 	report  transferReport
 }
 
@@ -112,7 +113,7 @@ func (e *devTransfer) start(ctx context.Context) error {
 		return err
 	}
 	e.ends = append(e.ends, closeBanks)
-	if e.banks, err = transfer.Open(e.pool, e.app.namespace, "pawl dev", banks...); err != nil {
+	if e.banks, err = transfer.Open(e.pool, e.app.namespace, "pawl dev", e.live.logger(e.app.log), banks...); err != nil {
 		return err
 	}
 	if e.run, err = transfer.Create(ctx, e.banks); err != nil {
@@ -224,6 +225,9 @@ func (e *devTransfer) processes(what string) func(n int) (*exec.Cmd, error) {
 		if err != nil {
 			return nil, err
 		}
+		if e.Kill && !e.app.log.Enabled(context.Background(), slog.LevelDebug) {
+			cmd.Args = append(cmd.Args, "--log-level=error") // they warn of what is left to others, as it is to be here
+		}
 		cmd.Env = append(cmd.Env, devBanksEnv+"="+strings.Join(e.named(), " "))
 		return cmd, nil
 	}
@@ -232,6 +236,10 @@ func (e *devTransfer) processes(what string) func(n int) (*exec.Cmd, error) {
 func (e *devTransfer) look(ctx context.Context) (devProgress, error) {
 	if e.Kill && e.fleet.killed() >= devServerKillEach*(e.crashed+1) {
 		e.killServer(ctx)
+	}
+	if len(e.killing) > 0 { // a bank is away, and back in a moment
+		e.seen.Finished = false
+		return e.seen, nil
 	}
 	done, err := transfer.Done(ctx, e.banks, e.run)
 	if err != nil {
@@ -246,12 +254,13 @@ func (e *devTransfer) look(ctx context.Context) (devProgress, error) {
 		return devProgress{}, err
 	}
 	now := time.Now()
-	still := done == e.last
+	still := done == e.seen.Moved
 	if !still {
-		e.last, e.moved = done, now
+		e.moved = now
 	}
 	line := e.line(fmt.Sprintf("%s of %s transfers", thousands(done), thousands(e.Transfers)), e.pace.rate(now, done), plural(e.fleet.alive(), "process", "processes"), fmt.Sprintf("%d prepared", prepared), e.pace.elapsed(now))
-	return devProgress{Done: min(done, e.Transfers), All: e.Transfers, Moved: done, Line: line, Finished: done >= e.Transfers && still && prepared == 0 && !unfinished && len(e.killing) == 0}, nil
+	e.seen = devProgress{Done: min(done, e.Transfers), All: e.Transfers, Moved: done, Line: line, Finished: done >= e.Transfers && still && prepared == 0 && !unfinished}
+	return e.seen, nil
 }
 
 // killServer kills a bank's server and starts it again, while the others go on.
@@ -265,14 +274,16 @@ func (e *devTransfer) killServer(ctx context.Context) {
 	e.crashed++
 	go func() {
 		defer func() { <-e.killing }()
+		e.live.say("  killing the server of bank %s", bank.name)
 		if err := bank.server.Kill(); err != nil {
-			e.live.say("  the server of bank %s could not be killed: %v", bank.name, err)
+			e.live.say("  it could not be killed: %v", err)
 			return
 		}
-		e.live.say("  killed the server of bank %s", bank.name)
 		if err := bank.server.Restart(context.WithoutCancel(ctx)); err != nil {
 			e.cancel(fmt.Errorf("bank %s: %w", bank.name, err))
+			return
 		}
+		e.live.say("  bank %s is back", bank.name)
 	}()
 }
 
@@ -295,7 +306,7 @@ func (e *devTransfer) stalled(ctx context.Context) error {
 	for _, d := range doubts {
 		e.live.say("Transaction %s at %s is %s: %s", d.Branch.ID, d.Branch.Participant, d.What, d.Detail)
 	}
-	return fmt.Errorf("nothing happened for %s, with %d of %d transfers made", devStallMax, e.last, e.Transfers)
+	return fmt.Errorf("nothing happened for %s, with %d of %d transfers made", devStallMax, e.seen.Moved, e.Transfers)
 }
 
 func (e *devTransfer) interrupted() string {
@@ -374,7 +385,7 @@ func (c *devTransferCmd) Run(a *app) error {
 			return err
 		}
 		defer closeAll()
-		banks, err := transfer.Open(pool, a.namespace, c.Name, all...)
+		banks, err := transfer.Open(pool, a.namespace, c.Name, a.log, all...)
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -48,7 +49,7 @@ type Banks struct {
 }
 
 // Open makes one of at least two banks, whose transactions are decided in the database of own.
-func Open(own *pgxpool.Pool, namespace int16, name string, banks ...Bank) (*Banks, error) {
+func Open(own *pgxpool.Pool, namespace int16, name string, log *slog.Logger, banks ...Bank) (*Banks, error) {
 	if len(banks) < 2 {
 		return nil, fmt.Errorf("transfer: two banks are needed, not %d", len(banks))
 	}
@@ -56,7 +57,7 @@ func Open(own *pgxpool.Pool, namespace int16, name string, banks ...Bank) (*Bank
 	for _, bank := range banks {
 		participants = append(participants, bank.participant())
 	}
-	m, err := twophase.New(own, twophase.Config{Namespace: namespace, Name: name}, participants...)
+	m, err := twophase.New(own, twophase.Config{Namespace: namespace, Name: name, Logger: log}, participants...)
 	return &Banks{own: own, all: banks, Manager: m}, err
 }
 

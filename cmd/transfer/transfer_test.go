@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -73,7 +74,7 @@ func (b *banks) open() *transfer.Banks {
 	if b.south != nil {
 		all = append(all, transfer.MySQL("south", b.south))
 	}
-	opened, err := transfer.Open(b.own, 1, "test", all...)
+	opened, err := transfer.Open(b.own, 1, "test", slog.New(slog.DiscardHandler), all...)
 	if err != nil {
 		b.Fatal(err)
 	}
