@@ -96,7 +96,7 @@ func (s *Server) Done() <-chan struct{} {
 }
 
 func (s *Server) data() string  { return filepath.Join(s.dir, "data") }
-func (s *Server) log() string   { return filepath.Join(s.dir, "log") }
+func (s *Server) log() string   { return filepath.Join(s.dir, "mariadb.log") } // the server would add an ending to one that has none
 func (s *Server) noted() string { return filepath.Join(s.dir, "pid") }
 
 // Restart starts a server again that was killed, or has ended, unless another process was quicker. What was committed or prepared is there.

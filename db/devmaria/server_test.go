@@ -132,6 +132,26 @@ func TestStart_adopted(t *testing.T) {
 	}
 }
 
+// A server that does not start says why.
+func TestStart_fails(t *testing.T) {
+	t.Parallel()
+	start(t, "") // or skip
+	dir := temporaryDir(t)
+	if err := os.MkdirAll(filepath.Join(dir, "data", "mysql"), 0o755); err != nil { // as if it were initialised
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "data", "ibdata1"), []byte("none"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s, err := devmaria.Start(t.Context(), dir)
+	if err == nil {
+		_ = s.Kill()
+	}
+	if err == nil || !strings.Contains(err.Error(), "[ERROR]") {
+		t.Errorf("got %v, want what its log says", err)
+	}
+}
+
 // A server that has outlived its owner and its watchdog gives way to the next one in its directory.
 func TestStart_orphan(t *testing.T) {
 	t.Parallel()
