@@ -244,6 +244,8 @@ func (d *dev) watch(ctx context.Context, example devExample) error {
 		now := time.Now()
 		tick.Reset(min(max(devLook, devLookShare*now.Sub(looked)), devLookMax))
 		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
 		case err != nil && now.Sub(last) > devStallMax:
 			return err
 		case err != nil: // the database is away for a moment, as it is for the processes

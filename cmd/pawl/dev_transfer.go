@@ -283,6 +283,11 @@ func (e *devTransfer) killServer(ctx context.Context) {
 			e.cancel(fmt.Errorf("bank %s: %w", bank.name, err))
 			return
 		}
+		for range devTransferConns { // connections from before fail once
+			if _, err := e.banks.Prepared(ctx); err == nil {
+				break
+			}
+		}
 		e.live.say("  bank %s is back", bank.name)
 	}()
 }

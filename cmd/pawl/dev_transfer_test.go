@@ -55,7 +55,7 @@ func TestDev_transferKill(t *testing.T) {
 	}
 	mentions(t, said.String(), "Bank south is left out, which would be a MariaDB: no MariaDB is installed", "between accounts at 2 banks")
 	if banks == 3 {
-		mentions(t, report.Claims[0].Text, "south in earlier runs")
+		mentions(t, report.Claims[0].Text, "earlier runs have moved to south")
 	}
 	if t.Failed() {
 		t.Logf("the second run:\n%s", said.String())

@@ -40,14 +40,18 @@ func (b *postgresBank) participant() twophase.Participant { return b.at }
 
 func (b *postgresBank) create(ctx context.Context) error {
 	return pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `
-			CREATE SCHEMA IF NOT EXISTS transfer;
-			CREATE TABLE IF NOT EXISTS transfer.account (id int PRIMARY KEY, cents bigint NOT NULL CHECK (cents >= 0));
-			CREATE TABLE IF NOT EXISTS transfer.entry (run_id bigint NOT NULL, transfer text NOT NULL, account int NOT NULL, cents bigint NOT NULL, peer text NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
-			CREATE INDEX IF NOT EXISTS entry_run ON transfer.entry (run_id)`); err != nil {
+		var there bool // what an earlier run left prepared would keep CREATE INDEX waiting
+		if err := tx.QueryRow(ctx, "SELECT to_regclass('transfer.account') IS NOT NULL").Scan(&there); err != nil || there {
 			return err
 		}
-		_, err := tx.Exec(ctx, "INSERT INTO transfer.account SELECT i, $1 FROM generate_series(1, $2) i ON CONFLICT DO NOTHING", Opening, Accounts)
+		if _, err := tx.Exec(ctx, `
+			CREATE SCHEMA IF NOT EXISTS transfer;
+			CREATE TABLE transfer.account (id int PRIMARY KEY, cents bigint NOT NULL CHECK (cents >= 0));
+			CREATE TABLE transfer.entry (run_id bigint NOT NULL, transfer text NOT NULL, account int NOT NULL, cents bigint NOT NULL, peer text NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
+			CREATE INDEX entry_run ON transfer.entry (run_id)`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, "INSERT INTO transfer.account SELECT i, $1 FROM generate_series(1, $2) i", Opening, Accounts)
 		return err
 	})
 }
@@ -93,6 +97,10 @@ func (b *mysqlBank) create(ctx context.Context) error {
 		if _, err := b.db.ExecContext(ctx, statement); err != nil {
 			return err
 		}
+	}
+	var accounts int // of those that an earlier run left prepared, INSERT would wait for the end
+	if err := b.db.QueryRowContext(ctx, "SELECT count(*) FROM transfer.account").Scan(&accounts); err != nil || accounts > 0 {
+		return err
 	}
 	_, err := b.db.ExecContext(ctx, "INSERT IGNORE INTO transfer.account WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) SELECT i, ? FROM n", Accounts, Opening)
 	return err
