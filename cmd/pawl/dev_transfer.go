@@ -103,7 +103,7 @@ func (e *devTransfer) start(ctx context.Context) error {
 	}
 	err := e.startMaria(ctx)
 	switch {
-	case errors.Is(err, devmaria.ErrNotInstalled):
+	case errors.Is(err, devmaria.ErrNotInstalled), errors.Is(err, devmaria.ErrTooLong):
 		e.live.say("Bank %s is left out, which would be a MariaDB: %s.", devBankMaria, strings.TrimPrefix(err.Error(), "devmaria: "))
 	case err != nil:
 		return err
@@ -279,7 +279,9 @@ func (e *devTransfer) killServer(ctx context.Context) {
 			e.live.say("  it could not be killed: %v", err)
 			return
 		}
-		if err := bank.server.Restart(context.WithoutCancel(ctx)); err != nil {
+		restart, stop := context.WithTimeout(context.WithoutCancel(ctx), devStallMax)
+		defer stop()
+		if err := bank.server.Restart(restart); err != nil {
 			e.cancel(fmt.Errorf("bank %s: %w", bank.name, err))
 			return
 		}

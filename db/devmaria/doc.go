@@ -15,6 +15,8 @@ import "errors"
 var (
 	// ErrNotInstalled: the machine has no MariaDB. The error says how to install one.
 	ErrNotInstalled = errors.New("devmaria: no MariaDB is installed")
+	// ErrTooLong: the directory's path leaves no room for a socket's name.
+	ErrTooLong = errors.New("devmaria: too long a path for a socket")
 	// ErrUnsupported: only on Unix.
 	ErrUnsupported = errors.New("devmaria: a private MariaDB needs Unix")
 )

@@ -52,7 +52,13 @@ func Start(ctx context.Context, dir string) (*Server, error) {
 	s := &Server{dir: dir, temporary: dir == "", account: acct}
 	if s.temporary {
 		s.dir, err = os.MkdirTemp("", "pawl-maria-")
-	} else if s.dir, err = filepath.Abs(dir); err == nil {
+	} else {
+		s.dir, err = filepath.Abs(dir)
+	}
+	if err == nil && len(s.Socket()) > socketBytesMax {
+		err = fmt.Errorf("%w: %s has more than %d bytes", ErrTooLong, s.Socket(), socketBytesMax)
+	}
+	if err == nil {
 		err = os.MkdirAll(s.dir, 0o700)
 	}
 	if err == nil && acct != nil {
@@ -109,9 +115,6 @@ func (s *Server) Restart(ctx context.Context) error {
 
 // start starts the server if the lock of its directory is free, and adopts it once it answers where another process has that.
 func (s *Server) start(ctx context.Context) error {
-	if len(s.Socket()) > socketBytesMax {
-		return fmt.Errorf("devmaria: %s is too long for a socket, which may have %d bytes", s.Socket(), socketBytesMax)
-	}
 	ticker := time.NewTicker(readyPause)
 	defer ticker.Stop()
 	for {

@@ -152,6 +152,19 @@ func TestStart_fails(t *testing.T) {
 	}
 }
 
+// A path that no socket may have is refused before anything is made.
+func TestStart_tooLong(t *testing.T) {
+	t.Parallel()
+	start(t, "") // or skip
+	dir := filepath.Join(temporaryDir(t), strings.Repeat("d", 100))
+	if _, err := devmaria.Start(t.Context(), dir); !errors.Is(err, devmaria.ErrTooLong) {
+		t.Errorf("got %v, want ErrTooLong", err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory: got %v, want that there is none", err)
+	}
+}
+
 // A server that has outlived its owner and its watchdog gives way to the next one in its directory.
 func TestStart_orphan(t *testing.T) {
 	t.Parallel()
