@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -368,6 +369,13 @@ func (r *transferReport) write(a *app) error {
 	}
 	f := r.Figures
 	fmt.Fprintf(a.out, "\n%s of %s cents in %.1f s, %s of them recorded in the coordinator's database.\n", plural(f.Transfers, "transfer"), thousands(int(f.Cents)), r.ElapsedS, thousands(f.Recorded))
+	if len(f.Between) > 1 {
+		var parts []string
+		for _, banks := range slices.Sorted(maps.Keys(f.Between)) {
+			parts = append(parts, thousands(f.Between[banks])+" between "+banks)
+		}
+		fmt.Fprintf(a.out, "%s.\n", strings.Join(parts, ", "))
+	}
 	if r.Kills > 0 {
 		fmt.Fprintf(a.out, "%s killed, and %s.\n", plural(r.Kills, "process was", "processes were"), plural(r.Servers, "server of a bank", "servers of banks"))
 	}

@@ -32,8 +32,8 @@ func TestDev_transferKill(t *testing.T) {
 	} else {
 		mentions(t, r.log.String(), "Bank south: MariaDB", "killing the server of bank south", "bank south is back")
 	}
-	if got := report.Claims[0].Count; got != banks {
-		t.Errorf("got %d banks, want %d", got, banks)
+	if got, between := report.Claims[0].Count, report.Figures.Between; got != banks || len(between) != banks*(banks-1)/2 {
+		t.Errorf("got %d banks, and transfers %v, want %d", got, between, banks)
 	}
 	for _, pid := range []string{"data/postmaster.pid", "pid"} { // of a Postgres, of a MariaDB
 		if left, err := filepath.Glob(dir + "-*/" + pid); err != nil || len(left) > 0 {

@@ -18,6 +18,8 @@ type Figures struct {
 	Transfers int   `json:"transfers"`
 	Recorded  int   `json:"recorded"` // of them, in the coordinator's database
 	Cents     int64 `json:"cents"`    // that were moved
+	// Between counts the transfers by the banks they were between, such as "east and west".
+	Between map[string]int `json:"between"`
 	// Example is a transfer that was recorded, and ExampleAt names its banks.
 	Example   string   `json:"example"`
 	ExampleAt []string `json:"example_at"`
@@ -45,7 +47,7 @@ func whole(sides []side) int64 {
 
 // Prove looks whether the tables show what they should, once a run has ended: what differs is in the claims.
 func Prove(ctx context.Context, b *Banks, run int64) (Figures, []Claim, error) {
-	var f Figures
+	f := Figures{Between: map[string]int{}}
 	sums, accounts, err := b.proveAccounts(ctx)
 	if err != nil {
 		return f, nil, err
@@ -65,9 +67,12 @@ func Prove(ctx context.Context, b *Banks, run int64) (Figures, []Claim, error) {
 	made := Claim{Count: f.Transfers, Of: "transfers", Text: "each is whole: what was taken at one bank was given at another, once"}
 	for id, sides := range transfers {
 		cents := whole(sides)
-		if f.Cents += cents; cents == 0 {
+		if cents == 0 {
 			made.Differences = append(made.Differences, fmt.Sprintf("transfer %s: %v", id, sides))
+			continue
 		}
+		f.Cents += cents
+		f.Between[sides[0].bank+" and "+sides[1].bank]++
 	}
 	recorded, err := b.proveRecords(ctx, run, transfers, &f)
 	if err != nil {
