@@ -292,8 +292,20 @@ func TestProve_mariaDB(t *testing.T) {
 	id := b.ask(b.south, "SELECT max(transfer) FROM transfer.entry WHERE transfer IN ('"+strings.Join(records, "', '")+"')")
 	b.found(at, run, b.ways(b.south, twophase.MySQL("south", b.south), id))
 
+	b.exec(b.db(b.own), "TRUNCATE pawl.global_end", "UPDATE pawl.global_decision SET decided_at = decided_at - interval '1 minute'") // as if all who decided had died before they noted the end
 	b.south = nil
 	at = b.open()
+	for _, want := range []bool{true, false} {
+		if got, err := at.Unfinished(t.Context()); err != nil || got != want {
+			t.Errorf("without south: got unfinished %t, %v, want %t", got, err, want)
+		}
+		if _, err := at.Manager.Recover(t.Context(), twophase.KeepDefault); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if waiting, err := at.Manager.List(t.Context(), "", true, 1); err != nil || len(waiting) != 1 {
+		t.Errorf("got %v, %v, want transactions that wait for south", waiting, err)
+	}
 	run = b.run(at, wanted)
 	if _, claims := b.right(at, run, wanted); claims[sums].Count != 2 || !strings.Contains(claims[sums].Text, "earlier runs have moved to south") {
 		t.Errorf("got %+v, want what went to south and came from it", claims[sums])
