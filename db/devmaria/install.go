@@ -41,19 +41,26 @@ func find(names ...string) (string, error) {
 	return "", fmt.Errorf("%w: there is no %s; %s", ErrNotInstalled, names[0], advice)
 }
 
-// install initialises a data directory, unless there is one.
+// install initialises a data directory, unless there is one. It is made under another name: one that is half made is no data directory.
 func (s *Server) install(ctx context.Context) error {
-	if _, err := os.Stat(filepath.Join(s.data(), "mysql")); err == nil {
+	if _, err := os.Stat(s.data()); err == nil {
 		return nil
 	}
 	program, err := find("mariadb-install-db", "mysql_install_db")
 	if err != nil {
 		return err
 	}
-	cmd := s.command(ctx, program, "--no-defaults", "--datadir="+s.data(), "--auth-root-authentication-method=normal", "--skip-test-db")
+	made := s.data() + ".new"
+	if err := os.RemoveAll(made); err != nil {
+		return fmt.Errorf("devmaria: %w", err)
+	}
+	cmd := s.command(ctx, program, "--no-defaults", "--datadir="+made, "--auth-root-authentication-method=normal", "--skip-test-db")
 	if said, err := cmd.CombinedOutput(); err != nil {
-		_ = os.RemoveAll(s.data()) // half of it is worse than none
+		_ = os.RemoveAll(made)
 		return fmt.Errorf("devmaria: initialise %s: %w\n%s", s.dir, err, said)
+	}
+	if err := os.Rename(made, s.data()); err != nil {
+		return fmt.Errorf("devmaria: %w", err)
 	}
 	return nil
 }

@@ -132,6 +132,16 @@ func TestStart_adopted(t *testing.T) {
 	}
 }
 
+// What a process that was killed has half made is made again.
+func TestStart_halfMade(t *testing.T) {
+	t.Parallel()
+	dir := temporaryDir(t)
+	if err := os.MkdirAll(filepath.Join(dir, "data.new", "mysql"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ask(t, start(t, dir), "CREATE DATABASE a")
+}
+
 // A server that does not start says why.
 func TestStart_fails(t *testing.T) {
 	t.Parallel()
