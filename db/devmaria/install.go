@@ -10,6 +10,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -41,7 +42,10 @@ func find(names ...string) (string, error) {
 	return "", fmt.Errorf("%w: there is no %s; %s", ErrNotInstalled, names[0], advice)
 }
 
-// install initialises a data directory, unless there is one. It is made under another name: one that is half made is no data directory.
+// newData begins the name of a data directory that is being made.
+const newData = "data.new-"
+
+// install initialises a data directory, unless there is one. It is made under a name of its own: what a process that was killed has half made is no data directory, and may still be written to.
 func (s *Server) install(ctx context.Context) error {
 	if _, err := os.Stat(s.data()); err == nil {
 		return nil
@@ -50,19 +54,37 @@ func (s *Server) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	made := s.data() + ".new"
-	if err := os.RemoveAll(made); err != nil {
+	made, err := os.MkdirTemp(s.dir, newData)
+	if err != nil {
 		return fmt.Errorf("devmaria: %w", err)
 	}
-	cmd := s.command(ctx, program, "--no-defaults", "--datadir="+made, "--auth-root-authentication-method=normal", "--skip-test-db")
-	if said, err := cmd.CombinedOutput(); err != nil {
+	if s.account != nil {
+		err = os.Chown(made, int(s.account.Uid), int(s.account.Gid))
+	}
+	if err == nil {
+		said, failed := s.command(ctx, program, "--no-defaults", "--datadir="+made, "--auth-root-authentication-method=normal", "--skip-test-db").CombinedOutput()
+		if err = failed; err != nil {
+			err = fmt.Errorf("%w\n%s", err, said)
+		}
+	}
+	if err == nil {
+		err = os.Rename(made, s.data())
+	}
+	if err != nil {
 		_ = os.RemoveAll(made)
-		return fmt.Errorf("devmaria: initialise %s: %w\n%s", s.dir, err, said)
-	}
-	if err := os.Rename(made, s.data()); err != nil {
-		return fmt.Errorf("devmaria: %w", err)
+		return fmt.Errorf("devmaria: initialise %s: %w", s.dir, err)
 	}
 	return nil
+}
+
+// removeHalfMade removes what it can of data directories that were not finished; the next start removes the rest.
+func (s *Server) removeHalfMade() {
+	entries, _ := os.ReadDir(s.dir) // unreadable: there will be other errors
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), newData) {
+			_ = os.RemoveAll(filepath.Join(s.dir, entry.Name()))
+		}
+	}
 }
 
 // command makes one that runs as the server's account, in a group of its own, so that Ctrl-C reaches us and not it. Its temporary directory is its own: of one that it shared a server removes, as it starts, what

@@ -178,6 +178,7 @@ func (s *Server) run(ctx context.Context, done chan struct{}, lock *os.File) err
 	if err := s.install(ctx); err != nil {
 		return err
 	}
+	s.removeHalfMade()
 	if err := s.killAnswering(ctx); err != nil { // one whose owner has died, and which is not killed yet
 		return err
 	}

@@ -132,14 +132,18 @@ func TestStart_adopted(t *testing.T) {
 	}
 }
 
-// What a process that was killed has half made is made again.
+// What a process that was killed has half made is made again, and removed.
 func TestStart_halfMade(t *testing.T) {
 	t.Parallel()
 	dir := temporaryDir(t)
-	if err := os.MkdirAll(filepath.Join(dir, "data.new", "mysql"), 0o755); err != nil {
+	half := filepath.Join(dir, "data.new-1")
+	if err := os.MkdirAll(filepath.Join(half, "mysql"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	ask(t, start(t, dir), "CREATE DATABASE a")
+	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was half made: got %v, want that it is gone", err)
+	}
 }
 
 // A server that does not start says why.
