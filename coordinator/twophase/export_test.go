@@ -1,5 +1,7 @@
 package twophase
 
+import "time"
+
 // Failing gives a Config whose manager calls f at each point between two steps of a transaction.
 func Failing(conf Config, f func(point string)) Config {
 	conf.failpoint = f
@@ -11,3 +13,10 @@ func BranchOf(t *Tx, participant string) BranchID { return t.id.at(participant) 
 
 // MySQLKeeps tells of a version whether it keeps what was prepared.
 func MySQLKeeps(version string) bool { return mysqlKeeps(version) }
+
+// Behind has m take the clock of the coordinator's database, as far as it has asked, to be behind.
+func Behind(m *Manager, d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.home.at = m.home.at.Add(-d)
+}

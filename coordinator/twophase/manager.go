@@ -162,6 +162,13 @@ func (m *Manager) here(ctx context.Context) (home, error) {
 	return h, nil
 }
 
+// leaveHome has the next transaction ask for the coordinator's database again.
+func (m *Manager) leaveHome() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.home = home{}
+}
+
 // Outcome tells whether a transaction is committed, by its id: what is decided, and false with ErrNotFound where nothing is, which may still come before its deadline.
 func (m *Manager) Outcome(ctx context.Context, id string) (committed bool, err error) {
 	if _, err := uuid.Parse(id); err != nil {

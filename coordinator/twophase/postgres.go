@@ -58,10 +58,14 @@ CREATE TABLE IF NOT EXISTS pawl_branch.witness (branch text PRIMARY KEY, at time
 CREATE INDEX IF NOT EXISTS witness_at ON pawl_branch.witness (at);
 CREATE TABLE IF NOT EXISTS pawl_branch.home (home text PRIMARY KEY, lsn bigint NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());`
 
-// Setup makes schema pawl_branch with its tables, if they are not there.
+// Setup makes schema pawl_branch with its tables, if they are not there. It waits for no branch.
 func (p *PostgresDB) Setup(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended('pawl_branch', 0))"); err != nil { // IF NOT EXISTS races
+			return err
+		}
+		var there bool // IF NOT EXISTS would wait, for an index, until no branch is prepared, and have those that begin wait behind
+		if err := tx.QueryRow(ctx, "SELECT to_regclass('pawl_branch.witness_at') IS NOT NULL AND to_regclass('pawl_branch.home') IS NOT NULL").Scan(&there); err != nil || there {
 			return err
 		}
 		_, err := tx.Exec(ctx, postgresSetup)

@@ -153,7 +153,9 @@ func (t *Tx) Commit(ctx context.Context) error {
 	writers, err := t.vote(ctx, all)
 	if err == nil {
 		t.m.fail("voted")
-		err = t.decide(ctx, writers)
+		if err = t.decide(ctx, writers); err != nil {
+			t.m.leaveHome() // its clock may have been set, by which deadlines are
+		}
 	}
 	switch {
 	case errors.Is(err, ErrUnknown):

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -225,4 +226,25 @@ func TestCommit_firstFails(t *testing.T) {
 		t.Error(err)
 	}
 	b.want(0, 1, 0)
+}
+
+// A clock that is set ahead has transactions miss their deadlines only until one did.
+func TestRun_clockSet(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	m := b.manager()
+	for _, amounts := range []map[string]int{{"east": -5, "west": 5}, {"east": -1, "own": 1}} {
+		move := b.transfer(amounts)
+		if err := m.Run(t.Context(), move); err != nil {
+			t.Fatalf("%v: %v", amounts, err)
+		}
+		twophase.Behind(m, time.Hour)
+		if err := m.Run(t.Context(), move); !errors.Is(err, twophase.ErrAborted) {
+			t.Errorf("%v, the first: got %v, want ErrAborted", amounts, err)
+		}
+		if err := m.Run(t.Context(), move); err != nil {
+			t.Errorf("%v, the second: %v", amounts, err)
+		}
+	}
+	b.want(-12, 10, 2)
 }
