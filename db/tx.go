@@ -32,7 +32,7 @@ func Lend(tx pgx.Tx) *Tx { return &Tx{Tx: tx, ended: new(atomic.Bool)} }
 // BeginTx begins a transaction and puts its first question, which has one row, in the same message. After an error nothing is open.
 func BeginTx(ctx context.Context, conn *pgx.Conn, question string, args []any, into ...any) (*Tx, error) {
 	b := &pgx.Batch{}
-	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	b.BeginTx(readCommitted)
 	b.Queue(question, args...)
 	res := conn.SendBatch(ctx, b)
 	t := &Tx{Tx: res.Tx(), ended: new(atomic.Bool)}

@@ -176,7 +176,9 @@ func (p *process) wake(tb testing.TB, pool *pgxpool.Pool) {
 	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		tb.Fatal(err)
 	}
-	until(tb, "a new session", func() bool { return count(tb, pool, "SELECT count(*) FROM pawl.session WHERE pid = $1", p.cmd.Process.Pid) > 1 })
+	until(tb, "a new session", func() bool {
+		return count(tb, pool, "SELECT count(*) FROM pawl.session WHERE pid = $1", p.cmd.Process.Pid) > 1
+	})
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		tb.Fatal(err)
 	}

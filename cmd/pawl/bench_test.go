@@ -11,6 +11,9 @@ import (
 
 // TestBenchJobs measures little, by real processes: what matters is that the figures are there and make sense.
 func TestBenchJobs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
 	t.Parallel()
 	bin := filepath.Join(t.TempDir(), "pawl")
 	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {

@@ -61,7 +61,7 @@ gosrc: a coordinator and worker processes. Each .go file of the Go installation 
 
 checkout: a shop, inventory and payments, each with its own tables, relays, and shipping. Impatient clients ask the shop for the same order many times at once over HTTP, with one Idempotency-Key. Each order is a saga: a piece is reserved, the money is charged over a line that loses, repeats and delays calls, the order is confirmed, and shipping gets a webhook; or it is out of stock, refused or unanswered, and all of it is undone. Then the tables must show one order for each key, each of them confirmed, paid and packed once or cancelled with nothing left, and stock and money that add up.
 
-transfer: two banks, each a private Postgres server of its own beside the first, processes that move money between their accounts in global transactions over both and the coordinator's database, and processes that settle what others leave prepared. With --kill the banks' servers are killed too. Then the tables must show no transfer that is half done, the sum that was there at first, and no prepared transaction left.
+transfer: three banks, each a private server of its own beside the first, two of Postgres and one of MariaDB (two banks where that is not installed), processes that move money between their accounts in global transactions over two banks and the coordinator's database, and processes that settle what others leave prepared. With --kill the banks' servers are killed too. Then the tables must show no transfer that is half done, the sum that was there at first, and no prepared transaction left.
 
 Stays up afterwards, for you to look around with the other commands, until Ctrl-C. The example's tables are in the schema of its name; each run adds to them.`
 }
@@ -244,6 +244,8 @@ func (d *dev) watch(ctx context.Context, example devExample) error {
 		now := time.Now()
 		tick.Reset(min(max(devLook, devLookShare*now.Sub(looked)), devLookMax))
 		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
 		case err != nil && now.Sub(last) > devStallMax:
 			return err
 		case err != nil: // the database is away for a moment, as it is for the processes

@@ -215,6 +215,9 @@ func TestDev(t *testing.T) {
 }
 
 func TestDev_kill(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
 	t.Parallel()
 	pool, url := openPool(t)
 	r := runDev(t, url, &devCmd{Exit: true, Kill: true, Src: goSource(t, "go"), command: devProcess("slow")})
@@ -241,6 +244,9 @@ func TestDev_staysUp(t *testing.T) {
 
 // What is cut off is finished by the next run, before its own files.
 func TestDev_interrupt(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
 	t.Parallel()
 	pool, url := openPool(t)
 	r := runDev(t, url, &devCmd{Src: goSource(t, "go"), command: devProcess("slow")})
@@ -284,6 +290,9 @@ func finishFirst(t *testing.T, pool *pgxpool.Pool, later *devRun) gosrcReport {
 
 // A killed parent takes its workers with it, and the next run puts right what they left.
 func TestDev_parentKilled(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
 	if runtime.GOOS != "linux" {
 		t.Skip("looks for processes in /proc")
 	}

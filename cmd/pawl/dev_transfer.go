@@ -2,18 +2,22 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
-	"sync/atomic"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/cmd/checkout"
 	"github.com/pawl-dev/pawl/cmd/transfer"
-	"github.com/pawl-dev/pawl/db/devpg"
+	"github.com/pawl-dev/pawl/db/devmaria"
 )
 
 const (
@@ -23,22 +27,21 @@ const (
 	devTransferConns  = 8
 	devSweepEvery     = 5 * time.Second
 	devSweepKill      = time.Second // with --kill
-	devServerKillEach = 3           // processes that are killed for each server that is
+	devServerKillEach = 2           // processes that are killed for each server that is
 )
 
-// devTransfer is the example of package transfer: two more private servers, and processes that move money between them.
+// devTransfer is the example of package transfer: a private server for each bank, and processes that move money between them.
 type devTransfer struct {
 	*dev
 	run     int64
 	banks   *transfer.Banks
-	urls    []string
-	servers [2]atomic.Pointer[devpg.Server]
+	servers []devBank     // those of a bank are another goroutine's while killing is full
 	killing chan struct{} // has room for one: a server is being killed and started again
 	crashed int           // servers killed so far
 	pace    *pace
 	began   time.Time
-	last    int // transfers at the last look,
-	moved   time.Time
+	seen    devProgress // at the last look
+	moved   time.Time   // when there were fewer transfers
 	report  transferReport
 }
 
@@ -52,41 +55,35 @@ func (e *devTransfer) check(context.Context) error {
 	return nil
 }
 
-// bankDir is where the server of a bank lies: beside the private one.
-func (e *devTransfer) bankDir(name string) (string, error) {
-	if e.Dir != "" {
-		return e.Dir + "-" + name, nil
-	}
-	return devpg.DefaultDir(devName + "-" + name)
-}
-
 func (e *devTransfer) start(ctx context.Context) error {
 	e.killing = make(chan struct{}, 1)
 	e.ends = append(e.ends, e.stopServers)
-	for i, name := range transfer.Names {
-		dir, err := e.bankDir(name)
-		if err != nil {
+	for _, name := range devBanksPostgres {
+		if err := e.startPostgres(ctx, name); err != nil {
 			return err
 		}
-		server, err := devpg.Start(ctx, devpg.Config{Dir: dir, Durable: true, Logger: e.live.logger(e.app.log)})
-		if err != nil {
-			return err
-		}
-		e.servers[i].Store(server)
-		e.urls = append(e.urls, server.URL("postgres"))
-		e.live.say("Bank %s: PostgreSQL %s in %s.", name, server.Version(), dir)
 	}
-	var err error
-	if e.banks, err = transfer.Open(ctx, e.pool, e.app.namespace, "pawl dev", e.urls...); err != nil {
+	err := e.startMaria(ctx)
+	switch {
+	case errors.Is(err, devmaria.ErrNotInstalled), errors.Is(err, devmaria.ErrTooLong):
+		e.live.say("Bank %s is left out, which would be a MariaDB: %s.", devBankMaria, strings.TrimPrefix(err.Error(), "devmaria: "))
+	case err != nil:
 		return err
 	}
-	e.ends = append(e.ends, e.banks.Close)
+	banks, closeBanks, err := e.app.openBanks(e.named())
+	if err != nil {
+		return err
+	}
+	e.ends = append(e.ends, closeBanks)
+	if e.banks, err = transfer.Open(e.pool, e.app.namespace, "pawl dev", e.live.logger(e.app.log), banks...); err != nil {
+		return err
+	}
 	if e.run, err = transfer.Create(ctx, e.banks); err != nil {
 		return err
 	}
 	e.report = transferReport{Run: e.run}
 	e.startFleet(ctx, role{name: "mover", size: devMovers, command: e.processes("mover")}, role{name: "sweeper", size: devSweepers, command: e.processes("sweeper")})
-	e.live.say("Run %d: %s transfers between accounts at two banks, in transactions over both and the coordinator's database. %d processes move money, %d settle what is left.", e.run, thousands(e.Transfers), devMovers, devSweepers)
+	e.live.say("Run %d: %s transfers between accounts at %d banks, in transactions over two of them and the coordinator's database. %d processes move money, %d settle what is left.", e.run, thousands(e.Transfers), len(e.servers), devMovers, devSweepers)
 	if e.Kill {
 		e.live.say("Killing %d processes on the way, and a bank's server after every %d of them.", devKills, devServerKillEach)
 	}
@@ -107,18 +104,21 @@ func (e *devTransfer) processes(what string) func(n int) (*exec.Cmd, error) {
 		if err != nil {
 			return nil, err
 		}
-		for i, url := range e.urls {
-			cmd.Env = append(cmd.Env, devBankEnv(i)+"="+url)
+		if e.Kill && !e.app.log.Enabled(context.Background(), slog.LevelDebug) {
+			cmd.Args = append(cmd.Args, "--log-level=error") // they warn of what is left to others, as it is to be here
 		}
+		cmd.Env = append(cmd.Env, devBanksEnv+"="+strings.Join(e.named(), " "))
 		return cmd, nil
 	}
 }
 
-func devBankEnv(i int) string { return fmt.Sprintf("PAWL_DEV_BANK_%d_URL", i+1) }
-
 func (e *devTransfer) look(ctx context.Context) (devProgress, error) {
 	if e.Kill && e.fleet.killed() >= devServerKillEach*(e.crashed+1) {
 		e.killServer(ctx)
+	}
+	if len(e.killing) > 0 { // a bank is away, and back in a moment
+		e.seen.Finished = false
+		return e.seen, nil
 	}
 	done, err := transfer.Done(ctx, e.banks, e.run)
 	if err != nil {
@@ -128,58 +128,18 @@ func (e *devTransfer) look(ctx context.Context) (devProgress, error) {
 	if err != nil {
 		return devProgress{}, err
 	}
-	unfinished, err := e.banks.Manager.List(ctx, "", true, 1)
+	unfinished, err := e.banks.Unfinished(ctx)
 	if err != nil {
 		return devProgress{}, err
 	}
 	now := time.Now()
-	still := done == e.last
+	still := done == e.seen.Moved
 	if !still {
-		e.last, e.moved = done, now
+		e.moved = now
 	}
 	line := e.line(fmt.Sprintf("%s of %s transfers", thousands(done), thousands(e.Transfers)), e.pace.rate(now, done), plural(e.fleet.alive(), "process", "processes"), fmt.Sprintf("%d prepared", prepared), e.pace.elapsed(now))
-	return devProgress{Done: min(done, e.Transfers), All: e.Transfers, Moved: done, Line: line, Finished: done >= e.Transfers && still && prepared == 0 && len(unfinished) == 0 && len(e.killing) == 0}, nil
-}
-
-// killServer kills a bank's server and starts it again, while the others go on.
-func (e *devTransfer) killServer(ctx context.Context) {
-	select {
-	case e.killing <- struct{}{}:
-	default:
-		return // the last one is not back yet
-	}
-	i := e.crashed % len(transfer.Names)
-	e.crashed++
-	go func() {
-		defer func() { <-e.killing }()
-		server := e.servers[i].Load()
-		conf := server.Config()
-		if err := server.Kill(); err != nil {
-			e.live.say("  the server of bank %s could not be killed: %v", transfer.Names[i], err)
-			return
-		}
-		<-server.Done()
-		e.live.say("  killed the server of bank %s", transfer.Names[i])
-		server, err := devpg.Start(context.WithoutCancel(ctx), conf)
-		if err != nil {
-			e.cancel(fmt.Errorf("bank %s: %w", transfer.Names[i], err))
-			return
-		}
-		e.servers[i].Store(server)
-	}()
-}
-
-func (e *devTransfer) stopServers() {
-	e.killing <- struct{}{} // wait for the one that is started
-	for i := range e.servers {
-		if server := e.servers[i].Load(); server != nil {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(e.app.ctx), devStopMax)
-			if err := server.Stop(ctx); err != nil {
-				e.live.say("The server of bank %s did not stop: %v", transfer.Names[i], err)
-			}
-			cancel()
-		}
-	}
+	e.seen = devProgress{Done: min(done, e.Transfers), All: e.Transfers, Moved: done, Line: line, Finished: done >= e.Transfers && still && prepared == 0 && !unfinished}
+	return e.seen, nil
 }
 
 func (e *devTransfer) stalled(ctx context.Context) error {
@@ -190,7 +150,7 @@ func (e *devTransfer) stalled(ctx context.Context) error {
 	for _, d := range doubts {
 		e.live.say("Transaction %s at %s is %s: %s", d.Branch.ID, d.Branch.Participant, d.What, d.Detail)
 	}
-	return fmt.Errorf("nothing happened for %s, with %d of %d transfers made", devStallMax, e.last, e.Transfers)
+	return fmt.Errorf("nothing happened for %s, with %d of %d transfers made", devStallMax, e.seen.Moved, e.Transfers)
 }
 
 func (e *devTransfer) interrupted() string {
@@ -214,8 +174,10 @@ func (e *devTransfer) lookAround(w io.Writer, try func(args, what string)) {
 	try("tx show "+e.report.Figures.Example, "one of them: who decided it, and that it is done")
 	try("tx participants", "the banks, and when recovery was last there")
 	fmt.Fprintln(w)
-	for i, name := range transfer.Names {
-		fmt.Fprintf(w, "  psql %s -c \"SELECT * FROM transfer.entry WHERE transfer = '%s'\"   # a transfer at bank %s\n", shellQuote(e.urls[i]), e.report.Figures.Example, name)
+	for _, bank := range e.servers {
+		if slices.Contains(e.report.Figures.ExampleAt, bank.name) {
+			fmt.Fprintf(w, "  %s \"SELECT * FROM transfer.entry WHERE transfer = '%s'\"   # a transfer at bank %s\n", bank.client, e.report.Figures.Example, bank.name)
+		}
 	}
 	fmt.Fprintf(w, "  psql %s -c \"SELECT * FROM pawl.global_decision WHERE id = '%s'\"   # and its decision\n", shellQuote(e.app.databaseURL), e.report.Figures.Example)
 }
@@ -248,6 +210,13 @@ func (r *transferReport) write(a *app) error {
 	}
 	f := r.Figures
 	fmt.Fprintf(a.out, "\n%s of %s cents in %.1f s, %s of them recorded in the coordinator's database.\n", plural(f.Transfers, "transfer"), thousands(int(f.Cents)), r.ElapsedS, thousands(f.Recorded))
+	if len(f.Between) > 1 {
+		var parts []string
+		for _, banks := range slices.Sorted(maps.Keys(f.Between)) {
+			parts = append(parts, thousands(f.Between[banks])+" between "+banks)
+		}
+		fmt.Fprintf(a.out, "%s.\n", strings.Join(parts, ", "))
+	}
 	if r.Kills > 0 {
 		fmt.Fprintf(a.out, "%s killed, and %s.\n", plural(r.Kills, "process was", "processes were"), plural(r.Servers, "server of a bank", "servers of banks"))
 	}
@@ -267,15 +236,15 @@ type devTransferCmd struct {
 // Run moves or sweeps until standard input ends.
 func (c *devTransferCmd) Run(a *app) error {
 	return a.runDevProcess(c.Name, devTransferConns, func(ctx context.Context, pool *pgxpool.Pool) error {
-		var urls []string
-		for i := range transfer.Names {
-			urls = append(urls, os.Getenv(devBankEnv(i)))
-		}
-		banks, err := transfer.Open(ctx, pool, a.namespace, c.Name, urls...)
+		all, closeAll, err := a.openBanks(strings.Fields(os.Getenv(devBanksEnv)))
 		if err != nil {
 			return err
 		}
-		defer banks.Close()
+		defer closeAll()
+		banks, err := transfer.Open(pool, a.namespace, c.Name, a.log, all...)
+		if err != nil {
+			return err
+		}
 		if c.What == "sweeper" {
 			return transfer.Sweep(ctx, banks, c.Every)
 		}

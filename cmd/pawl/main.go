@@ -64,6 +64,8 @@ type migrateCmd struct {
 	Down   migrateDownCmd   `cmd:"" help:"Undo migrations. Removes what they made, jobs included."`
 	Status migrateStatusCmd `cmd:"" help:"List migrations, applied and pending."`
 	SQL    migrateSQLCmd    `cmd:"" name:"sql" help:"Print all migrations as one script for psql. Needs no database."`
+
+	Barrier migrateBarrierCmd `cmd:"" help:"Make the barrier alone, in the database of a service that sagas and global transactions call."`
 }
 
 type jobCmd struct {

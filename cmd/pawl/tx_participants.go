@@ -44,7 +44,7 @@ func (f participantFlags) open(a *app) (all []twophase.Participant, closeAll fun
 		scheme, _, _ := strings.Cut(at, "://")
 		switch scheme {
 		case "postgres", "postgresql":
-			pool, err := participantPool(a, name, at)
+			pool, err := participantPool(a, "--participant "+name, at)
 			if err != nil {
 				closeAll()
 				return nil, nil, err
@@ -52,7 +52,7 @@ func (f participantFlags) open(a *app) (all []twophase.Participant, closeAll fun
 			closes = append(closes, pool.Close)
 			all = append(all, twophase.Postgres(name, pool))
 		case "mysql", "mariadb":
-			db, err := participantMySQL(name, at)
+			db, err := participantMySQL("--participant "+name, at)
 			if err != nil {
 				closeAll()
 				return nil, nil, err
@@ -68,14 +68,15 @@ func (f participantFlags) open(a *app) (all []twophase.Participant, closeAll fun
 }
 
 // unreadable does not say why: that would quote what may be a password.
-func unreadable(name string) error {
-	return usagef("--participant %s: its URL cannot be read; write special characters of a password as %%XX", name)
+func unreadable(what string) error {
+	return usagef("%s: its URL cannot be read; write special characters of a password as %%XX", what)
 }
 
-func participantPool(a *app, name, at string) (*pgxpool.Pool, error) {
+// participantPool opens a Postgres, which is called what, by its URL. It reaches nothing yet.
+func participantPool(a *app, what, at string) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(at)
 	if err != nil {
-		return nil, unreadable(name)
+		return nil, unreadable(what)
 	}
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = a.clientName()
@@ -83,16 +84,16 @@ func participantPool(a *app, name, at string) (*pgxpool.Pool, error) {
 	throughPooler(config)
 	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(a.ctx), config)
 	if err != nil {
-		return nil, fmt.Errorf("participant %s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	return pool, nil
 }
 
-// participantMySQL opens mysql://user:password@host:3306/database, of MariaDB as well. Parameters are those of github.com/go-sql-driver/mysql, and socket, a path in place of host and port.
-func participantMySQL(name, at string) (*sql.DB, error) {
+// participantMySQL opens mysql://user:password@host:3306/database, of MariaDB as well, which is called what. It reaches nothing yet. Parameters are those of github.com/go-sql-driver/mysql, and socket, a path in place of host and port.
+func participantMySQL(what, at string) (*sql.DB, error) {
 	u, err := url.Parse(at)
 	if err != nil {
-		return nil, unreadable(name)
+		return nil, unreadable(what)
 	}
 	query := u.Query()
 	config := mysql.NewConfig()
@@ -115,12 +116,12 @@ func participantMySQL(name, at string) (*sql.DB, error) {
 		dsn += mark + query.Encode()
 	}
 	if config, err = mysql.ParseDSN(dsn); err != nil || config.DBName == "" {
-		return nil, unreadable(name)
+		return nil, unreadable(what)
 	}
 	config.Logger = &mysql.NopLogger{} // its errors come back as well
 	connector, err := mysql.NewConnector(config)
 	if err != nil {
-		return nil, unreadable(name)
+		return nil, unreadable(what)
 	}
 	return sql.OpenDB(connector), nil
 }

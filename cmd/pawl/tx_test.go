@@ -229,14 +229,13 @@ func TestParticipantFlags(t *testing.T) {
 	})
 }
 
-// A MariaDB takes part as well: it is set up, recovered and listed.
-func TestTx_mariaDB(t *testing.T) {
-	t.Parallel()
+// mariaURL gives the URL of a fresh database on MariaDB.
+func mariaURL(t *testing.T) string {
+	t.Helper()
 	config, err := mysql.ParseDSN(dbtest.MariaDB(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, url := openPool(t)
 	query := neturl.Values{"timeout": {"7s"}}
 	at := neturl.URL{Scheme: "mysql", User: neturl.UserPassword(config.User, config.Passwd), Host: config.Addr, Path: "/" + config.DBName}
 	if config.Net == "unix" {
@@ -244,7 +243,14 @@ func TestTx_mariaDB(t *testing.T) {
 		query.Set("socket", config.Addr)
 	}
 	at.RawQuery = query.Encode()
-	flags := []string{"--participant", "north=" + at.String()}
+	return at.String()
+}
+
+// A MariaDB takes part as well: it is set up, recovered and listed.
+func TestTx_mariaDB(t *testing.T) {
+	t.Parallel()
+	_, url := openPool(t)
+	flags := []string{"--participant", "north=" + mariaURL(t)}
 	mentions(t, must(t, exitOK, url, append([]string{"tx", "setup"}, flags...)...), "participant north is set up")
 	mentions(t, must(t, exitOK, url, append([]string{"tx", "recover"}, flags...)...), "0 branches committed")
 	mentions(t, must(t, exitOK, url, "tx", "participants"), "north", "mysql", "just now")

@@ -3,9 +3,6 @@ package transfer
 import (
 	"context"
 	"fmt"
-
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Claim says what holds for a number of things, unless there are differences.
@@ -21,118 +18,150 @@ type Figures struct {
 	Transfers int   `json:"transfers"`
 	Recorded  int   `json:"recorded"` // of them, in the coordinator's database
 	Cents     int64 `json:"cents"`    // that were moved
-	// Example is a transfer that was recorded.
-	Example string `json:"example"`
+	// Between counts the transfers by the banks they were between, such as "east and west".
+	Between map[string]int `json:"between"`
+	// Example is a transfer that was recorded, and ExampleAt names its banks.
+	Example   string   `json:"example"`
+	ExampleAt []string `json:"example_at"`
 }
 
-type entry struct {
+// side is what a transfer did at a bank, as its entry there says.
+type side struct {
+	bank    string
 	account int
 	cents   int64
+	peer    string // the other bank
+}
+
+func (s side) String() string {
+	return fmt.Sprintf("%+d cents in account %d of %s, with %s", s.cents, s.account, s.bank, s.peer)
+}
+
+// whole is how many cents a transfer has moved, 0 if it was not whole.
+func whole(sides []side) int64 {
+	if len(sides) != 2 || sides[0].bank != sides[1].peer || sides[1].bank != sides[0].peer || sides[0].bank == sides[1].bank || sides[0].cents+sides[1].cents != 0 {
+		return 0
+	}
+	return max(sides[0].cents, sides[1].cents)
 }
 
 // Prove looks whether the tables show what they should, once a run has ended: what differs is in the claims.
 func Prove(ctx context.Context, b *Banks, run int64) (Figures, []Claim, error) {
-	var f Figures
-	entries := make([]map[string][]entry, len(b.Pools)) // by transfer, of this run
-	var accounts, sums Claim
-	accounts = Claim{Of: "accounts", Text: "in each is what was there at first and what its entries add"}
-	sums = Claim{Count: len(Names), Of: "banks", Text: "together they have what they had at first"}
-	var total int64
-	for i, pool := range b.Pools {
-		rows, err := pool.Query(ctx, "SELECT transfer, account, cents FROM transfer.entry WHERE run_id = $1", run)
-		if err != nil {
-			return f, nil, err
-		}
-		entries[i] = map[string][]entry{}
+	f := Figures{Between: map[string]int{}}
+	sums, accounts, err := b.proveAccounts(ctx)
+	if err != nil {
+		return f, nil, err
+	}
+	transfers := map[string][]side{}
+	for _, bank := range b.all {
 		var id string
-		var e entry
-		if _, err := pgx.ForEachRow(rows, []any{&id, &e.account, &e.cents}, func() error {
-			entries[i][id] = append(entries[i][id], e)
+		s := side{bank: bank.participant().Name()}
+		if err := bank.read(ctx, "SELECT transfer, account, cents, peer FROM transfer.entry WHERE run_id = ?", []any{run}, []any{&id, &s.account, &s.cents, &s.peer}, func() error {
+			transfers[id] = append(transfers[id], s)
 			return nil
 		}); err != nil {
-			return f, nil, err
-		}
-		n, sum, differ, err := balance(ctx, pool)
-		if err != nil {
-			return f, nil, err
-		}
-		accounts.Count += n
-		total += sum
-		for _, text := range differ {
-			accounts.Differences = append(accounts.Differences, Names[i]+": "+text)
+			return f, nil, at(bank, err)
 		}
 	}
-	if want := int64(len(Names) * Accounts * Opening); total != want {
-		sums.Differences = append(sums.Differences, fmt.Sprintf("%d cents, not %d", total, want))
-	}
-	whole := Claim{Of: "transfers", Text: "each is whole: what was taken at one bank was given at the other, once"}
-	for id, at := range entries[0] {
-		other := entries[1][id]
-		if len(at) != 1 || len(other) != 1 || at[0].cents+other[0].cents != 0 {
-			whole.Differences = append(whole.Differences, fmt.Sprintf("transfer %s: %v at %s, %v at %s", id, at, Names[0], other, Names[1]))
+	f.Transfers = len(transfers)
+	made := Claim{Count: f.Transfers, Of: "transfers", Text: "each is whole: what was taken at one bank was given at another, once"}
+	for id, sides := range transfers {
+		cents := whole(sides)
+		if cents == 0 {
+			made.Differences = append(made.Differences, fmt.Sprintf("transfer %s: %v", id, sides))
 			continue
 		}
-		f.Cents += max(at[0].cents, -at[0].cents)
+		f.Cents += cents
+		f.Between[sides[0].bank+" and "+sides[1].bank]++
 	}
-	for id, at := range entries[1] {
-		if entries[0][id] == nil {
-			whole.Differences = append(whole.Differences, fmt.Sprintf("transfer %s: nothing at %s, %v at %s", id, Names[0], at, Names[1]))
-		}
-	}
-	f.Transfers = len(entries[0])
-	whole.Count = f.Transfers
-	recorded := Claim{Of: "records", Text: "each is of a transfer that was made, in the transaction that decided it"}
-	rows, err := b.Own.Query(ctx, "SELECT transfer, cents FROM transfer.record WHERE run_id = $1", run)
+	recorded, err := b.proveRecords(ctx, run, transfers, &f)
 	if err != nil {
 		return f, nil, err
 	}
-	var id string
-	var cents int64
-	if _, err := pgx.ForEachRow(rows, []any{&id, &cents}, func() error {
-		recorded.Count++
-		if at := entries[0][id]; len(at) != 1 || at[0].cents != cents && at[0].cents != -cents {
-			recorded.Differences = append(recorded.Differences, fmt.Sprintf("transfer %s of %d cents is recorded, and %v at %s", id, cents, at, Names[0]))
-		}
-		f.Example = id
-		return nil
-	}); err != nil {
-		return f, nil, err
-	}
-	f.Recorded = recorded.Count
-	left := Claim{Count: len(Names), Of: "banks", Text: "none has a prepared transaction left, and nobody need see to one"}
-	prepared, err := b.Prepared(ctx)
-	if err != nil {
-		return f, nil, err
-	}
-	if prepared > 0 {
-		left.Differences = append(left.Differences, fmt.Sprintf("%d prepared transactions", prepared))
-	}
-	doubts, err := b.Manager.Doubts(ctx, false, 100)
-	if err != nil {
-		return f, nil, err
-	}
-	for _, d := range doubts {
-		left.Differences = append(left.Differences, fmt.Sprintf("transaction %s at %s is %s: %s", d.Branch.ID, d.Branch.Participant, d.What, d.Detail))
-	}
-	return f, []Claim{sums, whole, accounts, recorded, left}, nil
+	left, err := b.proveNothingLeft(ctx)
+	return f, []Claim{sums, made, accounts, recorded, left}, err
 }
 
-// balance adds up a bank's accounts, and tells which differ from what their entries add up to, of all runs.
-func balance(ctx context.Context, pool *pgxpool.Pool) (n int, sum int64, differ []string, err error) {
-	rows, err := pool.Query(ctx, `SELECT a.id, a.cents, $1 + coalesce(e.cents, 0) FROM transfer.account a
-		LEFT JOIN (SELECT account, sum(cents)::bigint AS cents FROM transfer.entry GROUP BY 1) e ON e.account = a.id`, int64(Opening))
-	if err != nil {
-		return 0, 0, nil, err
-	}
-	var id int
-	var has, should int64
-	_, err = pgx.ForEachRow(rows, []any{&id, &has, &should}, func() error {
-		n++
-		sum += has
-		if has != should {
-			differ = append(differ, fmt.Sprintf("account %d has %d cents, its entries make %d", id, has, should))
+// proveAccounts adds up what is in the accounts, and compares it with what it was at first and with the entries of all runs. What went to a bank that has gone since, or came from there, is known by the peers.
+func (b *Banks) proveAccounts(ctx context.Context) (sums, accounts Claim, err error) {
+	sums = Claim{Count: len(b.all), Of: "banks", Text: "together they have what they had at first"}
+	accounts = Claim{Of: "accounts", Text: "in each is what was there at first and what its entries add"}
+	var total int64
+	gone := map[string]int64{}
+	for _, bank := range b.all {
+		var id int
+		var has, added int64
+		if err := bank.read(ctx, "SELECT a.id, a.cents, coalesce(sum(e.cents), 0) FROM transfer.account a LEFT JOIN transfer.entry e ON e.account = a.id GROUP BY a.id, a.cents", nil, []any{&id, &has, &added}, func() error {
+			accounts.Count++
+			total += has
+			if has != Opening+added {
+				accounts.Differences = append(accounts.Differences, fmt.Sprintf("%s: account %d has %d cents, its entries make %d", bank.participant().Name(), id, has, Opening+added))
+			}
+			return nil
+		}); err != nil {
+			return sums, accounts, at(bank, err)
 		}
-		return nil
-	})
-	return n, sum, differ, err
+		var peer string
+		if err := bank.read(ctx, "SELECT peer, sum(cents) FROM transfer.entry GROUP BY peer", nil, []any{&peer, &added}, func() error {
+			if !b.has(peer) {
+				gone[peer] += added
+			}
+			return nil
+		}); err != nil {
+			return sums, accounts, at(bank, err)
+		}
+	}
+	want := int64(len(b.all) * Accounts * Opening)
+	for peer, cents := range gone {
+		want += cents
+		sums.Text += ", but for what earlier runs have moved to " + peer + " or from there"
+	}
+	if total != want {
+		sums.Differences = append(sums.Differences, fmt.Sprintf("%d cents, not %d", total, want))
+	}
+	return sums, accounts, nil
+}
+
+// proveRecords compares the records of a run with its transfers.
+func (b *Banks) proveRecords(ctx context.Context, run int64, transfers map[string][]side, f *Figures) (Claim, error) {
+	c := Claim{Of: "records", Text: "each is of a transfer that was made, in the transaction that decided it"}
+	rows, err := b.own.Query(ctx, "SELECT transfer, cents FROM transfer.record WHERE run_id = $1", run)
+	if err != nil {
+		return c, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id string
+		var cents int64
+		if err := rows.Scan(&id, &cents); err != nil {
+			return c, err
+		}
+		c.Count++
+		if whole(transfers[id]) != cents {
+			c.Differences = append(c.Differences, fmt.Sprintf("transfer %s of %d cents is recorded, and made: %v", id, cents, transfers[id]))
+			continue
+		}
+		f.Example, f.ExampleAt = id, []string{transfers[id][0].bank, transfers[id][1].bank}
+	}
+	f.Recorded = c.Count
+	return c, rows.Err()
+}
+
+// proveNothingLeft looks for branches that are prepared, and for such that a person must see.
+func (b *Banks) proveNothingLeft(ctx context.Context) (Claim, error) {
+	c := Claim{Count: len(b.all), Of: "banks", Text: "none has a prepared transaction left, and nobody need see to one"}
+	for _, bank := range b.all {
+		prepared, err := bank.participant().Prepared(ctx)
+		if err != nil {
+			return c, at(bank, err)
+		}
+		for _, p := range prepared {
+			c.Differences = append(c.Differences, fmt.Sprintf("%s: branch %s is prepared", bank.participant().Name(), p.Branch))
+		}
+	}
+	doubts, err := b.Manager.Doubts(ctx, false, 100)
+	for _, d := range doubts {
+		c.Differences = append(c.Differences, fmt.Sprintf("transaction %s at %s is %s: %s", d.Branch.ID, d.Branch.Participant, d.What, d.Detail))
+	}
+	return c, err
 }

@@ -1,11 +1,12 @@
 // Package transfer is an example of transactions over databases that may be killed at any moment, as may be those who run them. "pawl dev --example transfer" runs it:
 //
-//	movers ──┬──▶ east: accounts, entries
-//	         ├──▶ west: accounts, entries
+//	movers ──┬──▶ east, Postgres: accounts, entries
+//	         ├──▶ west, Postgres: accounts, entries
+//	         ├──▶ south, MariaDB, where one is installed: accounts, entries
 //	         └──▶ the coordinator's database: decisions, and a record of most transfers
-//	sweepers ──▶ all three: what was left prepared
+//	sweepers ──▶ all of them: what was left prepared
 //
-// [Move] moves money between an account at one bank and one at the other, each a Postgres server of its own, in a global transaction: both change, or none. Most transfers are also recorded in the coordinator's
+// [Move] moves money between accounts at two of the banks, each a server of its own, in a global transaction: both change, or none. Most transfers are also recorded in the coordinator's
 // database, in the transaction that decides them. [Prove] looks into the tables afterwards. Nothing but package twophase keeps a transfer from being half done.
 package transfer
 
@@ -13,11 +14,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/twophase"
@@ -31,50 +33,32 @@ const (
 	// Timeout is that of a transfer.
 	Timeout = 5 * time.Second
 
-	inFlight   = 4                      // transfers of a mover at the same time
-	centsMax   = 500                    // of a transfer
-	recordedOf = 4                      // all but one of so many transfers are recorded
-	countEvery = 20                     // transfers of a mover after which it looks whether there are enough
-	retry      = 100 * time.Millisecond // after a transfer that failed
+	inFlight      = 4                      // transfers of a mover at the same time
+	centsMax      = 500                    // of a transfer
+	recordedOf    = 4                      // all but one of so many transfers are recorded
+	countEvery    = 20                     // transfers of a mover after which it looks whether there are enough
+	retry         = 100 * time.Millisecond // after a transfer that failed
+	unfinishedMax = 100                    // transactions looked at, whether they are ended
 )
-
-// Names are the banks' names.
-var Names = []string{"east", "west"}
 
 // Banks are the databases.
 type Banks struct {
-	Own     *pgxpool.Pool // the coordinator's
-	Pools   []*pgxpool.Pool
-	At      []*twophase.PostgresDB
+	own     *pgxpool.Pool // the coordinator's
+	all     []Bank
 	Manager *twophase.Manager
 }
 
-// Open makes pools of banks by their URLs, in the order of Names. Close ends them.
-func Open(ctx context.Context, own *pgxpool.Pool, namespace int16, name string, urls ...string) (*Banks, error) {
-	if len(urls) != len(Names) {
-		return nil, fmt.Errorf("transfer: %d banks are needed, not %d", len(Names), len(urls))
+// Open makes one of at least two banks, whose transactions are decided in the database of own.
+func Open(own *pgxpool.Pool, namespace int16, name string, log *slog.Logger, banks ...Bank) (*Banks, error) {
+	if len(banks) < 2 {
+		return nil, fmt.Errorf("transfer: two banks are needed, not %d", len(banks))
 	}
-	b := &Banks{Own: own}
 	var participants []twophase.Participant
-	for i, url := range urls {
-		pool, err := pgxpool.New(ctx, url)
-		if err != nil {
-			b.Close()
-			return nil, err
-		}
-		p := twophase.Postgres(Names[i], pool)
-		b.Pools, b.At, participants = append(b.Pools, pool), append(b.At, p), append(participants, p)
+	for _, bank := range banks {
+		participants = append(participants, bank.participant())
 	}
-	var err error
-	b.Manager, err = twophase.New(own, twophase.Config{Namespace: namespace, Name: name}, participants...)
-	return b, err
-}
-
-// Close ends the pools that Open made.
-func (b *Banks) Close() {
-	for _, pool := range b.Pools {
-		pool.Close()
-	}
+	m, err := twophase.New(own, twophase.Config{Namespace: namespace, Name: name, Logger: log}, participants...)
+	return &Banks{own: own, all: banks, Manager: m}, err
 }
 
 // Create makes the tables, if they are not there, and begins a run, whose number it returns.
@@ -82,30 +66,27 @@ func Create(ctx context.Context, b *Banks) (run int64, err error) {
 	if err := b.Manager.Setup(ctx); err != nil {
 		return 0, err
 	}
-	for _, pool := range b.Pools {
-		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, `
-				CREATE SCHEMA IF NOT EXISTS transfer;
-				CREATE TABLE IF NOT EXISTS transfer.account (id int PRIMARY KEY, cents bigint NOT NULL CHECK (cents >= 0));
-				CREATE TABLE IF NOT EXISTS transfer.entry (run_id bigint NOT NULL, transfer text NOT NULL, account int NOT NULL, cents bigint NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
-				CREATE INDEX IF NOT EXISTS entry_run ON transfer.entry (run_id)`); err != nil {
-				return err
-			}
-			_, err := tx.Exec(ctx, "INSERT INTO transfer.account SELECT i, $1 FROM generate_series(1, $2) i ON CONFLICT DO NOTHING", Opening, Accounts)
-			return err
-		})
-		if err != nil {
-			return 0, err
+	for _, bank := range b.all {
+		if err := bank.create(ctx); err != nil {
+			return 0, at(bank, err)
 		}
 	}
-	_, err = b.Own.Exec(ctx, `
+	_, err = b.own.Exec(ctx, `
 		CREATE SCHEMA IF NOT EXISTS transfer;
 		CREATE TABLE IF NOT EXISTS transfer.run (id bigint GENERATED ALWAYS AS IDENTITY, began_at timestamptz NOT NULL DEFAULT clock_timestamp());
 		CREATE TABLE IF NOT EXISTS transfer.record (run_id bigint NOT NULL, transfer text NOT NULL, cents bigint NOT NULL)`)
 	if err == nil {
-		err = b.Own.QueryRow(ctx, "INSERT INTO transfer.run DEFAULT VALUES RETURNING id").Scan(&run)
+		err = b.own.QueryRow(ctx, "INSERT INTO transfer.run DEFAULT VALUES RETURNING id").Scan(&run)
 	}
 	return run, err
+}
+
+// at says at which bank an error was.
+func at(bank Bank, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("bank %s: %w", bank.participant().Name(), err)
 }
 
 // Move makes transfers until the run has as many as wanted, or ctx ends.
@@ -136,23 +117,20 @@ func Move(ctx context.Context, b *Banks, run int64, wanted int) error {
 
 // one makes a transfer.
 func one(ctx context.Context, b *Banks, run int64) error {
-	from := rand.IntN(len(b.At))
 	cents := 1 + rand.IntN(centsMax)
+	pair := rand.Perm(len(b.all))[:2]
+	from := pair[0]
+	slices.Sort(pair) // one order for all, so that no two wait for each other, each at another bank
 	return b.Manager.Run(ctx, func(ctx context.Context, g *twophase.Tx) error {
-		for i, p := range b.At {
-			delta := cents
-			if i == from {
+		for i, n := range pair {
+			bank, peer, account, delta := b.all[n], b.all[pair[1-i]].participant().Name(), 1+rand.IntN(Accounts), cents
+			if n == from {
 				delta = -cents
 			}
-			tx, err := p.Tx(ctx, g)
-			if err != nil {
+			if err := bank.exec(ctx, g, "UPDATE transfer.account SET cents = cents + ? WHERE id = ?", delta, account); err != nil {
 				return err
 			}
-			account := 1 + rand.IntN(Accounts)
-			if _, err := tx.Exec(ctx, "UPDATE transfer.account SET cents = cents + $1 WHERE id = $2", delta, account); err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, "INSERT INTO transfer.entry (run_id, transfer, account, cents) VALUES ($1, $2, $3, $4)", run, g.ID(), account, delta); err != nil {
+			if err := bank.exec(ctx, g, "INSERT INTO transfer.entry (run_id, transfer, account, cents, peer) VALUES (?, ?, ?, ?, ?)", run, g.ID(), account, delta, peer); err != nil {
 				return err
 			}
 		}
@@ -183,20 +161,37 @@ func Sweep(ctx context.Context, b *Banks, every time.Duration) error {
 	}
 }
 
-// Done is how many transfers of a run are committed at the first bank.
-func Done(ctx context.Context, b *Banks, run int64) (n int, err error) {
-	err = b.Pools[0].QueryRow(ctx, "SELECT count(*) FROM transfer.entry WHERE run_id = $1", run).Scan(&n)
-	return n, err
+// Done is how many transfers of a run are committed at the bank that was given to.
+func Done(ctx context.Context, b *Banks, run int64) (done int, err error) {
+	for _, bank := range b.all {
+		var n int
+		if err := bank.read(ctx, "SELECT count(*) FROM transfer.entry WHERE run_id = ? AND cents > 0", []any{run}, []any{&n}, func() error { done += n; return nil }); err != nil {
+			return 0, at(bank, err)
+		}
+	}
+	return done, nil
 }
 
 // Prepared counts the branches that are prepared and not settled.
 func (b *Banks) Prepared(ctx context.Context) (n int, err error) {
-	for _, p := range b.At {
-		all, err := p.Prepared(ctx)
+	for _, bank := range b.all {
+		prepared, err := bank.participant().Prepared(ctx)
 		if err != nil {
 			return 0, err
 		}
-		n += len(all)
+		n += len(prepared)
 	}
 	return n, nil
+}
+
+// Unfinished tells whether there are transactions that are committed, and not known to be so everywhere. Those of an earlier run with a bank that is not here now wait for that, and are not counted.
+func (b *Banks) Unfinished(ctx context.Context) (bool, error) {
+	decided, err := b.Manager.List(ctx, "", true, unfinishedMax)
+	return slices.ContainsFunc(decided, func(d twophase.Decided) bool {
+		return !slices.ContainsFunc(d.Participants, func(name string) bool { return !b.has(name) })
+	}), err
+}
+
+func (b *Banks) has(name string) bool {
+	return slices.ContainsFunc(b.all, func(bank Bank) bool { return bank.participant().Name() == name })
 }

@@ -35,7 +35,7 @@ const (
 	BranchBytesMax = 255
 	ResultBytesMax = 1 << 20 // of a result
 	ReasonBytesMax = 1024    // of a refusal's reason; a longer one is cut
-	// WaitMax is how long a call waits for another transaction that is at work on its branch. It waits shorter where lock_timeout says so, and for no more than three quarters of the time
+	// WaitMax is how long a call waits for another transaction that is at work on its branch. It waits shorter where lock_timeout (MySQL: innodb_lock_wait_timeout) says so, and for no more than three quarters of the time
 	// that is left to its context.
 	WaitMax = 3 * time.Second
 	// Keep is how long rows are kept, unless the sweep is told otherwise.
@@ -136,32 +136,23 @@ type Result struct {
 // What work has written before it refuses is undone. After an error tx is to be rolled back. The error is work's, ErrTooLate, ErrInFlight, ErrEnded, ErrInvalid, ErrSchema or the
 // database's. One round trip before work, and one after it; one in all for a Duplicate. Savepoint pawl_barrier is set meanwhile.
 func Do(ctx context.Context, tx pgx.Tx, b Branch, work func(ctx context.Context) (json.RawMessage, error)) (Result, error) {
+	return do(ctx, postgres{tx}, b, work)
+}
+
+func do(ctx context.Context, in store, b Branch, work func(ctx context.Context) (json.RawMessage, error)) (Result, error) {
 	if err := b.validate(); err != nil {
 		return Result{}, err
 	}
-	var e entry
-	enter := &pgx.Batch{}
-	enter.Queue(enterSQL, b.enter(ctx, 0)...).QueryRow(func(row pgx.Row) error { return row.Scan(e.into()...) })
-	enter.Queue(setSQL)
-	if err := tx.SendBatch(ctx, enter).Close(); err != nil {
-		return Result{}, b.wrap("enter", err)
+	e, err := in.enter(ctx, b)
+	if err != nil {
+		return Result{}, err
 	}
 	out, leave, err := b.run(ctx, e, work)
 	if err != nil || !leave {
 		return out, err
 	}
-	args, err := b.leave(out, e)
-	if err != nil {
+	if err := in.leave(ctx, b, e, out); err != nil {
 		return Result{}, err
-	}
-	end := &pgx.Batch{}
-	if out.Outcome == Refused {
-		end.Queue(rollbackSQL)
-	}
-	end.Queue(leaveSQL, args...)
-	end.Queue(releaseSQL)
-	if err := tx.SendBatch(ctx, end).Close(); err != nil {
-		return Result{}, b.wrap("leave", err)
 	}
 	return out, nil
 }
@@ -214,8 +205,8 @@ func checkResult(value json.RawMessage) error {
 	if len(value) > ResultBytesMax {
 		return fmt.Errorf("%w: a result of %d bytes exceeds %d", ErrInvalid, len(value), ResultBytesMax)
 	}
-	if value != nil && !json.Valid(value) {
-		return fmt.Errorf("%w: the result is not JSON", ErrInvalid)
+	if value != nil && (!json.Valid(value) || !utf8.Valid(value)) {
+		return fmt.Errorf("%w: the result is not JSON in UTF-8", ErrInvalid)
 	}
 	return nil
 }

@@ -74,8 +74,9 @@ func branch(op barrier.Op) barrier.Branch {
 // effect is work that writes a row and says which.
 func effect(tx pgx.Tx, b barrier.Branch) func(context.Context) (json.RawMessage, error) {
 	return func(ctx context.Context) (out json.RawMessage, err error) {
-		err = tx.QueryRow(ctx, "INSERT INTO effect (saga, step, op) VALUES ($1, $2, $3) RETURNING json_build_object('id', id)", b.ID, b.Branch, b.Op).Scan(&out)
-		return out, err
+		var n int
+		err = tx.QueryRow(ctx, "WITH e AS (INSERT INTO effect (saga, step, op) VALUES ($1, $2, $3)) SELECT count(*) + 1 FROM effect", b.ID, b.Branch, b.Op).Scan(&n)
+		return answer(n), err
 	}
 }
 
@@ -100,8 +101,10 @@ func effects(t testing.TB, pool *pgxpool.Pool) string {
 }
 
 // Every order in which two or three calls of a branch may arrive.
-func TestDo(t *testing.T) {
-	t.Parallel()
+func TestDo(t *testing.T) { onEach(t, testDo) }
+
+func testDo(t *testing.T, open func(testing.TB) service) {
+	s := open(t)
 	for calls, want := range map[string]struct{ outcomes, effects string }{
 		"action":                    {"done", "action"},
 		"action action":             {"done duplicate", "action"},
@@ -118,12 +121,10 @@ func TestDo(t *testing.T) {
 		"cancel try cancel":         {"null late duplicate", ""},
 	} {
 		t.Run(calls, func(t *testing.T) {
-			t.Parallel()
-			pool := open(t)
 			var outcomes []string
 			values := map[string]string{}
 			for op := range strings.FieldsSeq(calls) {
-				out, err := do(t, pool, branch(barrier.Op(op)))
+				out, err := has(t, s, barrier.Branch{ID: calls, Branch: "charge", Op: barrier.Op(op)})
 				switch {
 				case errors.Is(err, barrier.ErrTooLate):
 					out.Outcome = "late"
@@ -142,81 +143,83 @@ func TestDo(t *testing.T) {
 			if got := strings.Join(outcomes, " "); got != want.outcomes {
 				t.Errorf("outcomes %s, want %s", got, want.outcomes)
 			}
-			if got := effects(t, pool); got != want.effects {
+			if got := s.effects(t); got != want.effects {
 				t.Errorf("effects %q, want %q", got, want.effects)
 			}
+			s.exec(t, "DELETE FROM effect")
 		})
 	}
 }
 
-// Other sagas, steps and namespaces have nothing to do with it, and a result may be nothing at all.
-func TestDoApart(t *testing.T) {
-	t.Parallel()
-	pool := open(t)
-	exec(t, pool, "SELECT pawl.namespace_create('other')")
-	for i, b := range []barrier.Branch{
+// Other sagas, steps and namespaces have nothing to do with it, nor ids that are the same but for case or blanks, and a result may be nothing at all.
+func TestDoApart(t *testing.T) { onEach(t, testDoApart) }
+
+func testDoApart(t *testing.T, open func(testing.TB) service) {
+	s := open(t)
+	s.otherNamespace(t)
+	branches := []barrier.Branch{
 		{ID: "a", Branch: "b", Op: barrier.Action},
 		{ID: "b", Branch: "a", Op: barrier.Action},
 		{ID: "a", Branch: "c", Op: barrier.Action},
 		{ID: "a", Branch: "b", Op: barrier.Try},
 		{ID: "a", Branch: "b", Op: barrier.Action, Namespace: 2},
-	} {
+		{ID: "A", Branch: "b", Op: barrier.Action},
+		{ID: "a ", Branch: "b", Op: barrier.Action},
+		{ID: "a", Branch: "B", Op: barrier.Action},
+		{ID: "a", Branch: "b ", Op: barrier.Action},
+		{ID: "ä", Branch: "b", Op: barrier.Action},
+		{ID: "a\u0308", Branch: "b", Op: barrier.Action},
+		{ID: `a'"\%_`, Branch: "日本🐎", Op: barrier.Action},
+	}
+	for i, b := range branches {
 		for j, want := range []barrier.Outcome{barrier.Done, barrier.Duplicate} {
-			err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
-				out, err := barrier.Do(t.Context(), tx, b, func(ctx context.Context) (json.RawMessage, error) {
-					_, err := effect(tx, b)(ctx)
-					return nil, err
-				})
-				if out.Outcome != want || out.Value != nil {
-					t.Errorf("%d, %d: %+v", i, j, out)
-				}
-				return err
+			out, err := callIn(t.Context(), s, b, func(ctx context.Context, tx transaction) (json.RawMessage, error) {
+				_, err := tx.effect(ctx, b)
+				return nil, err
 			})
-			if err != nil {
-				t.Errorf("%d, %d: %v", i, j, err)
+			if err != nil || out.Outcome != want || out.Value != nil {
+				t.Errorf("%d, %d: %+v, %v", i, j, out, err)
 			}
 		}
 	}
-	if n := count(t, pool, "SELECT count(*) FROM effect"); n != 5 {
+	if n := s.count(t, "SELECT count(*) FROM effect"); n != len(branches) {
 		t.Errorf("%d effects", n)
 	}
 }
 
 // What fails leaves nothing behind, and may come again and succeed.
-func TestDoFails(t *testing.T) {
-	t.Parallel()
-	pool := open(t)
-	exec(t, pool, "CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+func TestDoFails(t *testing.T) { onEach(t, testDoFails) }
+
+func testDoFails(t *testing.T, open func(testing.TB) service) {
+	s := open(t)
 	oh := errors.New("oh")
-	fail := func(work func(ctx context.Context, tx pgx.Tx) (json.RawMessage, error)) error {
+	fail := func(work func(ctx context.Context, tx transaction) (json.RawMessage, error)) error {
 		t.Helper()
-		err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
-			_, err := barrier.Do(t.Context(), tx, branch(barrier.Action), func(ctx context.Context) (json.RawMessage, error) {
-				if _, err := effect(tx, branch(barrier.Action))(ctx); err != nil {
-					t.Error(err)
-				}
-				return work(ctx, tx)
-			})
-			return err
+		_, err := callIn(t.Context(), s, branch(barrier.Action), func(ctx context.Context, tx transaction) (json.RawMessage, error) {
+			if _, err := tx.effect(ctx, branch(barrier.Action)); err != nil {
+				t.Error(err)
+			}
+			return work(ctx, tx)
 		})
-		if n := count(t, pool, "SELECT (SELECT count(*) FROM effect) + (SELECT count(*) FROM pawl.barrier)"); n != 0 {
+		if n := s.count(t, "SELECT count(*) FROM effect") + s.rows(t); n != 0 {
 			t.Errorf("%v: %d rows were left behind", err, n)
 		}
 		return err
 	}
-	returns := func(value string, err error) func(context.Context, pgx.Tx) (json.RawMessage, error) {
-		return func(context.Context, pgx.Tx) (json.RawMessage, error) { return json.RawMessage(value), err }
+	returns := func(value string, err error) func(context.Context, transaction) (json.RawMessage, error) {
+		return func(context.Context, transaction) (json.RawMessage, error) { return json.RawMessage(value), err }
 	}
-	sql := func(statement string) func(context.Context, pgx.Tx) (json.RawMessage, error) {
-		return func(ctx context.Context, tx pgx.Tx) (json.RawMessage, error) {
-			_, _ = tx.Exec(ctx, statement) // work does not look
+	sql := func(statement string) func(context.Context, transaction) (json.RawMessage, error) {
+		return func(ctx context.Context, tx transaction) (json.RawMessage, error) {
+			_ = tx.exec(ctx, statement) // work does not look
 			return nil, nil
 		}
 	}
-	for what, c := range map[string]struct {
-		work func(context.Context, pgx.Tx) (json.RawMessage, error)
+	type failure struct {
+		work func(context.Context, transaction) (json.RawMessage, error)
 		want error
-	}{
+	}
+	failures := map[string]failure{
 		"error":       {returns("", oh), oh},
 		"no JSON":     {returns("{", nil), barrier.ErrInvalid},
 		"empty":       {returns("", nil), barrier.ErrInvalid},
@@ -224,46 +227,47 @@ func TestDoFails(t *testing.T) {
 		"large":       {returns(`"`+strings.Repeat("x", barrier.ResultBytesMax)+`"`, nil), barrier.ErrInvalid},
 		"rolled back": {sql("ROLLBACK"), barrier.ErrEnded},
 		"begun anew":  {sql("ROLLBACK AND CHAIN"), barrier.ErrEnded},
-		"failed":      {sql("SELECT 1/0"), nil},
-		"within itself": {func(ctx context.Context, tx pgx.Tx) (json.RawMessage, error) {
-			_, err := barrier.Do(ctx, tx, branch(barrier.Action), effect(tx, branch(barrier.Action)))
+		"within itself": {func(ctx context.Context, tx transaction) (json.RawMessage, error) {
+			_, err := tx.do(ctx, branch(barrier.Action), func(ctx context.Context) (json.RawMessage, error) { return tx.effect(ctx, branch(barrier.Action)) })
 			return nil, err
 		}, nil},
-		"fails at end": {sql("INSERT INTO late VALUES (1), (1)"), nil},
-	} {
+	}
+	if _, ok := s.(onPostgres); ok {
+		s.exec(t, "CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+		failures["failed"] = failure{sql("SELECT 1/0"), nil}
+		failures["fails at end"] = failure{sql("INSERT INTO late VALUES (1), (1)"), nil}
+	}
+	for what, c := range failures {
 		if err := fail(c.work); err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", what, err, c.want)
 		}
 	}
 	func() {
 		defer func() { _ = recover() }()
-		_ = fail(func(context.Context, pgx.Tx) (json.RawMessage, error) { panic("oh") })
+		_ = fail(func(context.Context, transaction) (json.RawMessage, error) { panic("oh") })
 	}()
-	if out, err := do(t, pool, branch(barrier.Action)); err != nil || out.Outcome != barrier.Done {
+	if out, err := has(t, s, branch(barrier.Action)); err != nil || out.Outcome != barrier.Done {
 		t.Errorf("after all that: %v, %v", out, err)
 	}
 }
 
 // refusing calls a branch that refuses, after it has written something.
-func refusing(t *testing.T, pool *pgxpool.Pool, b barrier.Branch, reason error) (out barrier.Result, err error) {
+func refusing(t *testing.T, s service, b barrier.Branch, reason error) (barrier.Result, error) {
 	t.Helper()
-	err = pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
-		out, err = barrier.Do(t.Context(), tx, b, func(ctx context.Context) (json.RawMessage, error) {
-			if _, err := effect(tx, b)(ctx); err != nil {
-				t.Error(err)
-			}
-			return nil, reason
-		})
-		return err
+	return callIn(t.Context(), s, b, func(ctx context.Context, tx transaction) (json.RawMessage, error) {
+		if _, err := tx.effect(ctx, b); err != nil {
+			t.Error(err)
+		}
+		return nil, reason
 	})
-	return out, err
 }
 
 // A refusal is the answer to every copy of the call, and to those of earlier attempts; a later attempt may succeed, unless there was a compensation.
-func TestDoRefused(t *testing.T) {
-	t.Parallel()
+func TestDoRefused(t *testing.T) { onEach(t, testDoRefused) }
+
+func testDoRefused(t *testing.T, open func(testing.TB) service) {
 	for _, ops := range [][2]barrier.Op{{barrier.Action, barrier.Undo}, {barrier.Try, barrier.Cancel}} {
-		pool := open(t)
+		s := open(t)
 		at := func(job int64, attempt int) barrier.Branch {
 			b := branch(ops[0])
 			b.Job, b.Attempt = job, attempt
@@ -289,34 +293,34 @@ func TestDoRefused(t *testing.T) {
 			{7, 2, true, barrier.Duplicate},
 			{9, 1, true, barrier.Duplicate},
 		} {
-			call := do
+			var out barrier.Result
+			var err error
 			if c.refuses {
-				call = func(t testing.TB, pool *pgxpool.Pool, b barrier.Branch) (barrier.Result, error) {
-					return refusing(t.(*testing.T), pool, b, no)
-				}
+				out, err = refusing(t, s, at(c.job, c.attempt), no)
+			} else {
+				out, err = has(t, s, at(c.job, c.attempt))
 			}
-			out, err := call(t, pool, at(c.job, c.attempt))
 			if err != nil || out.Outcome != c.want || (out.Reason == "no money") != (c.want == barrier.Refused) || (out.Value == nil) != (c.want == barrier.Refused) {
 				t.Errorf("%d: %+v, %v; want %s", i, out, err, c.want)
 			}
 		}
-		if got := effects(t, pool); got != string(ops[0]) {
+		if got := s.effects(t); got != string(ops[0]) {
 			t.Errorf("effects %q", got)
 		}
 		other := at(1, 1)
 		other.ID = "checkout:4712"
-		if out, err := refusing(t, pool, other, no); err != nil || out.Outcome != barrier.Refused {
+		if out, err := refusing(t, s, other, no); err != nil || out.Outcome != barrier.Refused {
 			t.Errorf("%+v, %v", out, err)
 		}
 		undo := other
 		undo.Op = ops[1]
 		for _, want := range []barrier.Outcome{barrier.Null, barrier.Duplicate} {
-			if out, err := do(t, pool, undo); err != nil || out.Outcome != want {
+			if out, err := has(t, s, undo); err != nil || out.Outcome != want {
 				t.Errorf("compensation of what was refused: %+v, %v; want %s", out, err, want)
 			}
 		}
 		for _, other.Attempt = range []int{1, 2} {
-			if _, err := do(t, pool, other); !errors.Is(err, barrier.ErrTooLate) {
+			if _, err := has(t, s, other); !errors.Is(err, barrier.ErrTooLate) {
 				t.Errorf("attempt %d, after that: %v", other.Attempt, err)
 			}
 		}
@@ -324,12 +328,13 @@ func TestDoRefused(t *testing.T) {
 }
 
 // Who does not say which attempt it is has one try. What may not be refused is an error.
-func TestDoRefusedWithoutAttempt(t *testing.T) {
-	t.Parallel()
-	pool := open(t)
+func TestDoRefusedWithoutAttempt(t *testing.T) { onEach(t, testDoRefusedWithoutAttempt) }
+
+func testDoRefusedWithoutAttempt(t *testing.T, open func(testing.TB) service) {
+	s := open(t)
 	long := strings.Repeat("ü", barrier.ReasonBytesMax)
 	for range 2 {
-		out, err := refusing(t, pool, branch(barrier.Action), barrier.Refuse(errors.New("\x00\xff"+long)))
+		out, err := refusing(t, s, branch(barrier.Action), barrier.Refuse(errors.New("\x00\xff"+long)))
 		if err != nil || out.Outcome != barrier.Refused || out.Reason != "\uFFFD\uFFFD"+long[:barrier.ReasonBytesMax-6] {
 			t.Errorf("%+v, %v", out, err)
 		}
@@ -339,23 +344,24 @@ func TestDoRefusedWithoutAttempt(t *testing.T) {
 		b := branch(op)
 		b.ID = "other"
 		if op == barrier.Undo {
-			if _, err := do(t, pool, barrier.Branch{ID: b.ID, Branch: b.Branch, Op: barrier.Action}); err != nil {
+			if _, err := has(t, s, barrier.Branch{ID: b.ID, Branch: b.Branch, Op: barrier.Action}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, err := refusing(t, pool, b, barrier.Refuse(oh)); !errors.Is(err, oh) || !strings.Contains(err.Error(), "may not be refused") {
+		if _, err := refusing(t, s, b, barrier.Refuse(oh)); !errors.Is(err, oh) || !strings.Contains(err.Error(), "may not be refused") {
 			t.Errorf("%s: %v", op, err)
 		}
 	}
-	if got := effects(t, pool); got != "action" {
+	if got := s.effects(t); got != "action" {
 		t.Errorf("effects %q", got)
 	}
 }
 
 // What cannot be meant is refused before anything is asked, or by the functions.
-func TestDoInvalid(t *testing.T) {
-	t.Parallel()
-	pool := open(t)
+func TestDoInvalid(t *testing.T) { onEach(t, testDoInvalid) }
+
+func testDoInvalid(t *testing.T, open func(testing.TB) service) {
+	s := open(t)
 	for what, b := range map[string]barrier.Branch{
 		"no id":       {Branch: "b", Op: barrier.Action},
 		"long id":     {ID: strings.Repeat("i", barrier.IDBytesMax+1), Branch: "b", Op: barrier.Action},
@@ -365,20 +371,36 @@ func TestDoInvalid(t *testing.T) {
 		"long branch": {ID: "a", Branch: strings.Repeat("b", barrier.BranchBytesMax+1), Op: barrier.Action},
 		"no op":       {ID: "a", Branch: "b"},
 		"another op":  {ID: "a", Branch: "b", Op: "compensate"},
-		"namespace":   {ID: "a", Branch: "b", Op: barrier.Action, Namespace: 77},
 		"job":         {ID: "a", Branch: "b", Op: barrier.Action, Job: -1},
 		"attempt":     {ID: "a", Branch: "b", Op: barrier.Action, Attempt: 1 << 31},
 	} {
-		if _, err := do(t, pool, b); !errors.Is(err, barrier.ErrInvalid) {
+		if _, err := has(t, s, b); !errors.Is(err, barrier.ErrInvalid) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	_, err := do(t, pool, barrier.Branch{ID: strings.Repeat("ü", 512), Branch: strings.Repeat("b", 255), Op: "all"})
+	_, err := has(t, s, barrier.Branch{ID: strings.Repeat("ü", 512), Branch: strings.Repeat("b", 255), Op: "all"})
 	if err == nil || strings.Contains(err.Error(), "ID") || !strings.Contains(err.Error(), `"all" is not one of "action", "undo", "try", "confirm", "cancel"`) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := do(t, pool, barrier.Branch{ID: strings.Repeat("ü", 512), Branch: strings.Repeat("b", 255), Op: barrier.Action}); err != nil {
-		t.Errorf("the largest: %v", err)
+	for _, want := range []barrier.Outcome{barrier.Done, barrier.Duplicate} {
+		out, err := callIn(t.Context(), s, barrier.Branch{ID: strings.Repeat("ü", 512), Branch: strings.Repeat("b", 255), Op: barrier.Action}, func(ctx context.Context, tx transaction) (json.RawMessage, error) {
+			return json.RawMessage(`"` + strings.Repeat("ü", barrier.ResultBytesMax/2-1) + `"`), nil
+		})
+		if err != nil || out.Outcome != want || len(out.Value) != barrier.ResultBytesMax {
+			t.Errorf("the largest: %s, %d bytes, %v", out.Outcome, len(out.Value), err)
+		}
+	}
+	if n := s.count(t, "SELECT count(*) FROM effect"); n != 0 {
+		t.Errorf("%d effects", n)
+	}
+}
+
+// What Postgres refuses by itself: another isolation level, a namespace that is not there, and what others than this package ask its functions.
+func TestDoInvalidPostgres(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	if _, err := do(t, pool, barrier.Branch{ID: "a", Branch: "b", Op: barrier.Action, Namespace: 77}); !errors.Is(err, barrier.ErrInvalid) {
+		t.Errorf("namespace: %v", err)
 	}
 	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} {
 		err := pgx.BeginTxFunc(t.Context(), pool, pgx.TxOptions{IsoLevel: level}, func(tx pgx.Tx) error {
@@ -389,7 +411,7 @@ func TestDoInvalid(t *testing.T) {
 			t.Errorf("%s: %v", level, err)
 		}
 	}
-	if n := count(t, pool, "SELECT count(*) FROM effect"); n != 1 {
+	if n := count(t, pool, "SELECT count(*) FROM effect"); n != 0 {
 		t.Errorf("%d effects", n)
 	}
 	for _, args := range [][2]string{{"", "b"}, {"a", ""}, {strings.Repeat("a", 1025), "b"}, {"a", strings.Repeat("b", 256)}} {
@@ -409,43 +431,53 @@ func TestDoWithoutSchema(t *testing.T) {
 	}
 }
 
-// A savepoint that is rolled back takes the branch with it.
-func TestDoSavepoint(t *testing.T) {
-	t.Parallel()
-	pool := open(t)
-	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
-		for i, want := range []barrier.Outcome{barrier.Done, barrier.Done, barrier.Duplicate} {
-			inner, err := tx.Begin(t.Context())
-			if err != nil {
-				return err
-			}
-			out, err := barrier.Do(t.Context(), inner, branch(barrier.Action), effect(inner, branch(barrier.Action)))
-			if err != nil || out.Outcome != want {
-				t.Errorf("%d: %+v, %v", i, out, err)
-			}
-			if i == 0 {
-				err = inner.Rollback(t.Context())
-			} else {
-				err = inner.Commit(t.Context())
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+// A savepoint that is rolled back takes the branch with it; calls of several branches in one transaction, also within each other, know nothing of each other.
+func TestDoSavepoint(t *testing.T) { onEach(t, testDoSavepoint) }
+
+func testDoSavepoint(t *testing.T, open func(testing.TB) service) {
+	s := open(t)
+	tx, err := s.begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := effects(t, pool); got != "action" {
+	defer tx.rollback(t.Context())
+	say := func(sql string) {
+		t.Helper()
+		if err := tx.exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	action, other := branch(barrier.Action), barrier.Branch{ID: "other", Branch: "b", Op: barrier.Action}
+	for i, want := range []barrier.Outcome{barrier.Done, barrier.Done, barrier.Duplicate} {
+		say("SAVEPOINT mine")
+		out, err := tx.do(t.Context(), action, func(ctx context.Context) (json.RawMessage, error) {
+			out, err := tx.do(ctx, other, func(ctx context.Context) (json.RawMessage, error) { return tx.effect(ctx, other) })
+			if err != nil || out.Outcome != barrier.Done {
+				t.Errorf("%d, within: %+v, %v", i, out, err)
+			}
+			return tx.effect(ctx, action)
+		})
+		if err != nil || out.Outcome != want {
+			t.Errorf("%d: %+v, %v", i, out, err)
+		}
+		if i == 0 {
+			say("ROLLBACK TO SAVEPOINT mine")
+		}
+		say("RELEASE SAVEPOINT mine")
+	}
+	if err := tx.commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.effects(t); got != "action action" {
 		t.Errorf("effects %q", got)
 	}
 }
 
 // A call that meets another of its branch, not committed yet, waits: a compensation is real if the action commits, and null if it does not; an action that meets a compensation
 // is too late if that commits.
-func TestDoConcurrent(t *testing.T) {
-	t.Parallel()
+func TestDoConcurrent(t *testing.T) { onEach(t, testDoConcurrent) }
+
+func testDoConcurrent(t *testing.T, open func(testing.TB) service) {
 	for calls, want := range map[string]struct{ commits, rollsBack string }{
 		"action undo":   {"done", "null"},
 		"action action": {"duplicate", "done"},
@@ -458,15 +490,15 @@ func TestDoConcurrent(t *testing.T) {
 		for _, commits := range []bool{true, false} {
 			t.Run(calls, func(t *testing.T) {
 				t.Parallel()
-				pool := open(t)
+				s := open(t)
 				first, second, _ := strings.Cut(calls, " ")
-				tx, err := pool.Begin(t.Context())
+				tx, err := s.begin(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer tx.Rollback(t.Context())
+				defer tx.rollback(t.Context())
 				b := branch(barrier.Op(first))
-				if _, err := barrier.Do(t.Context(), tx, b, effect(tx, b)); err != nil {
+				if _, err := tx.do(t.Context(), b, func(ctx context.Context) (json.RawMessage, error) { return tx.effect(ctx, b) }); err != nil {
 					t.Fatal(err)
 				}
 				var (
@@ -474,14 +506,14 @@ func TestDoConcurrent(t *testing.T) {
 					fault error
 					group sync.WaitGroup
 				)
-				group.Go(func() { out, fault = do(t, pool, branch(barrier.Op(second))) })
-				untilWaiting(t, pool, 1)
+				group.Go(func() { out, fault = has(t, s, branch(barrier.Op(second))) })
+				s.untilWaiting(t, 1)
 				expected := want.commits
 				if commits {
-					err = tx.Commit(t.Context())
+					err = tx.commit(t.Context())
 				} else {
 					expected = want.rollsBack
-					err = tx.Rollback(t.Context())
+					err = tx.rollback(t.Context())
 				}
 				if err != nil {
 					t.Fatal(err)
@@ -500,7 +532,7 @@ func TestDoConcurrent(t *testing.T) {
 				if expected == "done" {
 					effected = append(effected, second)
 				}
-				if got := effects(t, pool); got != strings.Join(effected, " ") {
+				if got := s.effects(t); got != strings.Join(effected, " ") {
 					t.Errorf("committed %t: effects %q, want %q", commits, got, effected)
 				}
 			})
@@ -509,9 +541,10 @@ func TestDoConcurrent(t *testing.T) {
 }
 
 // Of many concurrent duplicates, with compensations among them, each op runs once at most, and all of one op are told the same.
-func TestDoStorm(t *testing.T) {
-	t.Parallel()
-	pool := open(t)
+func TestDoStorm(t *testing.T) { onEach(t, testDoStorm) }
+
+func testDoStorm(t *testing.T, open func(testing.TB) service) {
+	s := open(t)
 	const steps, calls = 20, 12
 	type answer struct{ undone, late, done, duplicate, null atomic.Int32 }
 	var (
@@ -527,7 +560,7 @@ func TestDoStorm(t *testing.T) {
 				if call%4 == 3 {
 					b.Op = barrier.Undo
 				}
-				out, err := do(t, pool, b)
+				out, err := has(t, s, b)
 				a := &answers[step]
 				switch {
 				case errors.Is(err, barrier.ErrTooLate) && b.Op == barrier.Action:
@@ -559,7 +592,7 @@ func TestDoStorm(t *testing.T) {
 			t.Errorf("step %d: %d done, %d duplicates, %d late; %d undone, %d null", i, done, duplicate, late, undone, null)
 		}
 	}
-	if n := count(t, pool, "SELECT count(*) FROM effect"); n != 2*(steps-nulls) {
+	if n := s.count(t, "SELECT count(*) FROM effect"); n != 2*(steps-nulls) {
 		t.Errorf("%d effects, want %d", n, 2*(steps-nulls))
 	}
 }

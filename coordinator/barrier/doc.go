@@ -6,7 +6,8 @@
 //	[Do]       in a transaction of the service's own, whatever brought the call there
 //	[Handler]  for net/http, the other side of a saga's HTTP branches: it begins, commits and answers
 //
-// The database has Pawl's schema, or, where no Pawl runs, what [Setup] makes of it; there [Sweep] removes old rows. A service on MariaDB or MySQL has no barrier of this package's.
+// The database is a Postgres that has Pawl's schema, or, where no Pawl runs, what [Setup] makes of it; there [Sweep] removes old rows. Or it is MariaDB (10.5 or newer) or MySQL (8.0 or newer), with a table that [SetupMySQL] makes:
+// [DoMySQL], [RunMySQL], [HandlerMySQL] and [SweepMySQL] go by the same rules. "pawl migrate barrier URL" sets up either.
 //
 // # What becomes of a call
 //
@@ -51,7 +52,7 @@
 //	work refuses to compensate or to confirm             | work's        | a bug in work; it is asked again
 //	work ended the transaction by SQL itself             | ErrEnded      | a bug in work; no row was written
 //	bad id, branch, op or result; no such namespace      | ErrInvalid    | nothing was done; a bad header is answered with 400, a result with 500
-//	the transaction is not READ COMMITTED                | ErrInvalid    | begin it so: its snapshot would not show what was waited for
+//	the transaction is not READ COMMITTED                | ErrInvalid    | begin it so: its snapshot would not show what was waited for; on MySQL: did not
 //	the connection was lost during COMMIT                | the caller's  | unknown: 503; called again, the row tells
-//	the schema is missing                                | ErrSchema     | run "pawl migrate up", or call Setup
+//	the schema is missing                                | ErrSchema     | run "pawl migrate up", or call Setup or SetupMySQL
 package barrier

@@ -2,6 +2,7 @@ package barrier_test
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -121,4 +122,35 @@ func ExampleDo() {
 	// Output:
 	// undo null <nil>
 	// action  action of checkout:1/pack: barrier: the branch was compensated before it was called
+}
+
+// A service on MariaDB or MySQL. Its table is made once, here or by "pawl migrate barrier mysql://…".
+func ExampleRunMySQL() {
+	ctx := context.Background()
+	shop, err := sql.Open("mysql", "shop@tcp(db:3306)/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := barrier.SetupMySQL(ctx, shop); err != nil {
+		log.Fatal(err)
+	}
+	reserve := func(saga, item string, op barrier.Op) (barrier.Result, error) {
+		b := barrier.Branch{ID: saga, Branch: "reserve", Op: op}
+		return barrier.RunMySQL(ctx, shop, b, func(ctx context.Context, tx barrier.MySQLTx) (json.RawMessage, error) {
+			if op == barrier.Undo {
+				_, err := tx.ExecContext(ctx, "UPDATE stock SET pieces = pieces + 1 WHERE item = ?", item)
+				return nil, err
+			}
+			done, err := tx.ExecContext(ctx, "UPDATE stock SET pieces = pieces - 1 WHERE item = ? AND pieces > 0", item)
+			if err != nil {
+				return nil, err
+			}
+			n, err := done.RowsAffected()
+			if err == nil && n == 0 {
+				err = barrier.Refuse(errors.New("sold out"))
+			}
+			return nil, err
+		})
+	}
+	_, _ = reserve("checkout:1", "book", barrier.Action)
 }

@@ -2,6 +2,7 @@ package barrier
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,8 +39,8 @@ type Work func(ctx context.Context, tx pgx.Tx, b Branch, body []byte) (json.RawM
 type HTTP struct {
 	// Namespace is the number of the namespace in this database. Default: 1, "default".
 	Namespace int16
-	// Idle is how long work may leave its transaction idle; then Postgres ends it, so that a process that was frozen or cut off does not hold the branch for ever. An
-	// idle_in_transaction_session_timeout of the role or database takes precedence. Default: 1 min.
+	// Idle is how long work may leave its transaction idle; then the server ends it, so that a process that was frozen or cut off does not hold the branch for ever. An
+	// idle_in_transaction_session_timeout of the role or database takes precedence; on MariaDB and MySQL a shorter wait_timeout, and it is in whole seconds. Default: 1 min.
 	Idle time.Duration
 	// RequestBytesMax bounds the body, which is read before work begins. Default: the constant of that name, 4 MiB.
 	RequestBytesMax int64
@@ -49,6 +50,12 @@ type HTTP struct {
 
 // Handler is that of an HTTP with its defaults.
 func Handler(pool *pgxpool.Pool, work Work) http.Handler { return HTTP{}.Handler(pool, work) }
+
+// WorkMySQL is Work in a transaction of MariaDB or MySQL, see [DoMySQL].
+type WorkMySQL func(ctx context.Context, tx MySQLTx, b Branch, body []byte) (json.RawMessage, error)
+
+// HandlerMySQL is Handler for a service whose database is MariaDB or MySQL.
+func HandlerMySQL(on *sql.DB, work WorkMySQL) http.Handler { return HTTP{}.HandlerMySQL(on, work) }
 
 // Handler answers calls of branches (POST, named by the headers of FromRequest): it begins a READ COMMITTED transaction, has work done in it as Do says, commits, and answers. Values
 // below those that mean something count as the defaults. It is safe for concurrent use; each call has a connection of pool for as long as it takes. Errors are problem details (RFC 9457):
@@ -65,6 +72,21 @@ func Handler(pool *pgxpool.Pool, work Work) http.Handler { return HTTP{}.Handler
 // In two round trips beside those of work. A panic of work is rolled back and goes on to the server. A caller that goes away cancels the context, and so rolls back; if he goes during the
 // commit, the work is done or not, and his next call finds out.
 func (h HTTP) Handler(pool *pgxpool.Pool, work Work) http.Handler {
+	h = h.withDefaults()
+	return h.handler(func(ctx context.Context, b Branch, body []byte) (Result, error) {
+		return h.do(ctx, pool, b, func(ctx context.Context, tx pgx.Tx) (json.RawMessage, error) { return work(ctx, tx, b, body) })
+	})
+}
+
+// HandlerMySQL is Handler for a service whose database is MariaDB or MySQL: it does as RunMySQL.
+func (h HTTP) HandlerMySQL(on *sql.DB, work WorkMySQL) http.Handler {
+	h = h.withDefaults()
+	return h.handler(func(ctx context.Context, b Branch, body []byte) (Result, error) {
+		return runMySQL(ctx, on, h.Idle, b, func(ctx context.Context, tx MySQLTx) (json.RawMessage, error) { return work(ctx, tx, b, body) })
+	})
+}
+
+func (h HTTP) withDefaults() HTTP {
 	if h.Idle <= 0 {
 		h.Idle = idleDefault
 	}
@@ -74,6 +96,11 @@ func (h HTTP) Handler(pool *pgxpool.Pool, work Work) http.Handler {
 	if h.Logger == nil {
 		h.Logger = slog.New(slog.DiscardHandler)
 	}
+	return h
+}
+
+// handler reads a call, has it done, and answers.
+func (h HTTP) handler(call func(ctx context.Context, b Branch, body []byte) (Result, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
 			w.Header().Set("Allow", http.MethodPost)
@@ -95,7 +122,7 @@ func (h HTTP) Handler(pool *pgxpool.Pool, work Work) http.Handler {
 			problem(w, http.StatusBadRequest, "Request is incomplete", "The body could not be read to its end.")
 			return
 		}
-		out, err := h.do(r.Context(), pool, b, func(ctx context.Context, tx pgx.Tx) (json.RawMessage, error) { return work(ctx, tx, b, body) })
+		out, err := call(r.Context(), b, body)
 		h.answer(w, r, b, out, err)
 	})
 }
@@ -205,5 +232,5 @@ func problem(w http.ResponseWriter, status int, title, detail string) {
 // passes tells errors that go away by themselves: of the connection, a lack of resources, a lock, a server that stops or starts or is a standby.
 func passes(err error) bool {
 	code := db.Code(err)
-	return errors.Is(err, errAway) || code == "25006" || code != "" && slices.Contains([]string{"08", "40", "53", "55", "57"}, code[:2])
+	return errors.Is(err, errAway) || code == "25006" || code != "" && slices.Contains([]string{"08", "40", "53", "55", "57"}, code[:2]) || slices.Contains(mysqlPassing, db.MySQLNumber(err))
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pawl-dev/pawl/db"
 )
 
@@ -18,7 +20,7 @@ FROM pawl.barrier_enter($1::smallint, $2::text, $3::text, $4::text, $5::bigint, 
 	releaseSQL  = "RELEASE SAVEPOINT pawl_barrier"
 )
 
-// state is what a branch is to a call, as pawl.barrier_enter says.
+// state is what a branch is to a call, as pawl.barrier_enter and mysqlStore.look say.
 type state string
 
 const (
@@ -33,30 +35,78 @@ const (
 type entry struct {
 	what   state
 	result json.RawMessage // of a duplicate or a refusal
-	began  time.Time       // the transaction
+	began  time.Time       // the transaction; Postgres only
+}
+
+// store keeps what was done of branches, in the database of the transaction that does it.
+type store interface {
+	// enter takes the branch for the transaction and sets a savepoint, where there is work to run.
+	enter(ctx context.Context, b Branch) (entry, error)
+	// leave records what became of it. Of a refusal it undoes what was written since enter.
+	leave(ctx context.Context, b Branch, e entry, out Result) error
+}
+
+// postgres is the store of a transaction of Postgres.
+type postgres struct{ tx pgx.Tx }
+
+func (p postgres) enter(ctx context.Context, b Branch) (e entry, err error) {
+	batch := &pgx.Batch{}
+	batch.Queue(enterSQL, b.enter(ctx, 0)...).QueryRow(func(row pgx.Row) error { return row.Scan(e.into()...) })
+	batch.Queue(setSQL)
+	if err := p.tx.SendBatch(ctx, batch).Close(); err != nil {
+		return entry{}, b.wrap("enter", err)
+	}
+	return e, nil
+}
+
+func (p postgres) leave(ctx context.Context, b Branch, e entry, out Result) error {
+	args, err := b.leave(out, e)
+	if err != nil {
+		return err
+	}
+	batch := &pgx.Batch{}
+	if out.Outcome == Refused {
+		batch.Queue(rollbackSQL)
+	}
+	batch.Queue(leaveSQL, args...)
+	batch.Queue(releaseSQL)
+	if err := p.tx.SendBatch(ctx, batch).Close(); err != nil {
+		return b.wrap("leave", err)
+	}
+	return nil
 }
 
 func (e *entry) into() []any { return []any{&e.what, &e.result, &e.began} }
 
-// enter gives the arguments of enterSQL. idle bounds how long the transaction may stand idle; 0 leaves that as it is.
-func (b Branch) enter(ctx context.Context, idle time.Duration) []any {
+// waitMax is how long a call waits for another transaction at work on its branch.
+func waitMax(ctx context.Context) time.Duration {
 	wait := WaitMax
 	if deadline, ok := ctx.Deadline(); ok { // to hear that the branch is taken before the context ends, which would cost the connection
 		wait = max(min(wait, time.Until(deadline)*3/4), time.Millisecond)
 	}
-	return []any{max(b.Namespace, 1), b.ID, b.Branch, b.Op, b.Job, b.Attempt, wait.Milliseconds(), idle.Milliseconds()}
+	return wait
+}
+
+// namespace is the number of the branch's namespace.
+func (b Branch) namespace() int16 { return max(b.Namespace, 1) }
+
+// enter gives the arguments of enterSQL. idle bounds how long the transaction may stand idle; 0 leaves that as it is.
+func (b Branch) enter(ctx context.Context, idle time.Duration) []any {
+	return []any{b.namespace(), b.ID, b.Branch, b.Op, b.Job, b.Attempt, waitMax(ctx).Milliseconds(), idle.Milliseconds()}
 }
 
 // leave gives the arguments of leaveSQL.
 func (b Branch) leave(out Result, e entry) ([]any, error) {
-	value := out.Value
+	value, err := b.stored(out)
+	return []any{b.namespace(), b.ID, b.Branch, b.Op, out.Outcome == Refused, value, e.began}, err
+}
+
+// stored is what is stored as the result.
+func (b Branch) stored(out Result) (json.RawMessage, error) {
 	if out.Outcome == Refused {
-		var err error
-		if value, err = json.Marshal(refused{out.Reason, b.Job, b.Attempt}); err != nil {
-			return nil, err
-		}
+		return json.Marshal(refused{out.Reason, b.Job, b.Attempt})
 	}
-	return []any{max(b.Namespace, 1), b.ID, b.Branch, b.Op, out.Outcome == Refused, value, e.began}, nil
+	return out.Value, nil
 }
 
 // refused is the stored result of a refusal.

@@ -22,7 +22,7 @@
 //
 // # What a participant must bear
 //
-// Copies of every call; a cancel of what was never tried, or was refused; a cancel that meets its try uncommitted; and a try that arrives after its cancel. Package barrier bears all of that: TryTx, HandleTx and HandleOn go through it,
+// Copies of every call; a cancel of what was never tried, or was refused; a cancel that meets its try uncommitted; and a try that arrives after its cancel. Package barrier bears all of that: TryTx, HandleTx, HandleOn, and on MariaDB and MySQL TryMySQL and HandleMySQL go through it,
 // barrier.Do and barrier.Handler are for participants of other forms. What was reserved must stay until it is confirmed or cancelled, so neither may refuse.
 //
 // # Crashes

@@ -2,6 +2,7 @@ package tcc
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,7 +57,7 @@ func (c *Call[A]) Key() string {
 }
 
 // Handle registers how branches of the kind are confirmed and cancelled. Both may run more than once for a branch (a crash, a lost reply): Call.Key is the same at every attempt. cancel is called also for branches whose try failed, or
-// never came, or comes later: it must find that out, and keep one that comes later from having an effect. Package barrier does all of that: use HandleTx or HandleOn where the effects are in a Postgres.
+// never came, or comes later: it must find that out, and keep one that comes later from having an effect. Package barrier does all of that: use HandleTx, HandleOn or HandleMySQL where the effects are in a database.
 //
 // Neither may refuse: what try has reserved must be there. job.Snooze asks again later, without an attempt used; any other error, also job.Discard, a timeout or a panic is tried again, by the kind's Backoff, and when
 // its attempts are used up the branch is stuck, and waits for an operator (Retry).
@@ -105,15 +106,22 @@ func HandleTx[A any](w Worker, k *Kind[A], confirm, cancel func(ctx context.Cont
 
 // HandleOn is HandleTx for effects in another Postgres, which has Pawl's barrier: what confirm or cancel write through tx and the barrier's row commit together, and the end of the branch follows.
 func HandleOn[A any](w Worker, k *Kind[A], pool *pgxpool.Pool, confirm, cancel func(ctx context.Context, tx pgx.Tx, c *Call[A]) error) {
-	on := func(h func(ctx context.Context, tx pgx.Tx, c *Call[A]) error) func(context.Context, *Call[A]) error {
-		if h == nil {
-			return nil
-		}
-		return func(ctx context.Context, c *Call[A]) error {
-			return waiting(within(ctx, pool, c.Barrier(), func(ctx context.Context, tx pgx.Tx) error { return sure(h(ctx, tx, c)) }))
-		}
+	Handle(w, k, elsewhere(within(pool), confirm), elsewhere(within(pool), cancel))
+}
+
+// HandleMySQL is HandleOn for effects in a MariaDB or MySQL database, which has the barrier that barrier.SetupMySQL makes. tx is as in barrier.RunMySQL.
+func HandleMySQL[A any](w Worker, k *Kind[A], on *sql.DB, confirm, cancel func(ctx context.Context, tx barrier.MySQLTx, c *Call[A]) error) {
+	Handle(w, k, elsewhere(withinMySQL(on), confirm), elsewhere(withinMySQL(on), cancel))
+}
+
+// elsewhere is a handler whose effects are in a transaction of their own.
+func elsewhere[A, T any](within inTx[T], h func(ctx context.Context, tx T, c *Call[A]) error) func(context.Context, *Call[A]) error {
+	if h == nil {
+		return nil
 	}
-	Handle(w, k, on(confirm), on(cancel))
+	return func(ctx context.Context, c *Call[A]) error {
+		return waiting(within(ctx, c.Barrier(), func(ctx context.Context, tx T) error { return sure(h(ctx, tx, c)) }))
+	}
 }
 
 // register calls for each op with the kind of its jobs.

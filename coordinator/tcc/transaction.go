@@ -2,6 +2,7 @@ package tcc
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -164,16 +165,36 @@ func (k *Kind[A]) Try(ctx context.Context, t *Transaction, args A, try func(ctx 
 // TryTx is Try in a transaction of its own in a participant's Postgres, which has Pawl's barrier: what try writes through tx and the barrier's row commit together. try had better be short and not call other services. It refuses
 // with barrier.Refuse, and the error is then ErrRefused.
 func (k *Kind[A]) TryTx(ctx context.Context, t *Transaction, pool *pgxpool.Pool, args A, try func(ctx context.Context, tx pgx.Tx) error) error {
-	return k.Try(ctx, t, args, func(ctx context.Context, b barrier.Branch) error { return within(ctx, pool, b, try) })
+	return k.Try(ctx, t, args, func(ctx context.Context, b barrier.Branch) error { return within(pool)(ctx, b, try) })
 }
 
-// within does what is asked of a branch in a transaction of its own.
-func within(ctx context.Context, pool *pgxpool.Pool, b barrier.Branch, work func(ctx context.Context, tx pgx.Tx) error) (err error) {
-	var out barrier.Result
-	err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-		out, err = do(ctx, tx, b, work)
-		return err
-	})
+// TryMySQL is TryTx for a participant whose database is MariaDB or MySQL, with the barrier that barrier.SetupMySQL makes. tx is as in barrier.RunMySQL.
+func (k *Kind[A]) TryMySQL(ctx context.Context, t *Transaction, on *sql.DB, args A, try func(ctx context.Context, tx barrier.MySQLTx) error) error {
+	return k.Try(ctx, t, args, func(ctx context.Context, b barrier.Branch) error { return withinMySQL(on)(ctx, b, try) })
+}
+
+// inTx does what is asked of a branch in a transaction of its own. A refusal is ErrRefused.
+type inTx[T any] func(ctx context.Context, b barrier.Branch, work func(ctx context.Context, tx T) error) error
+
+func within(pool *pgxpool.Pool) inTx[pgx.Tx] {
+	return func(ctx context.Context, b barrier.Branch, work func(ctx context.Context, tx pgx.Tx) error) (err error) {
+		var out barrier.Result
+		err = pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+			out, err = do(ctx, tx, b, work)
+			return err
+		})
+		return refused(out, err)
+	}
+}
+
+func withinMySQL(on *sql.DB) inTx[barrier.MySQLTx] {
+	return func(ctx context.Context, b barrier.Branch, work func(ctx context.Context, tx barrier.MySQLTx) error) error {
+		return refused(barrier.RunMySQL(ctx, on, b, func(ctx context.Context, tx barrier.MySQLTx) (json.RawMessage, error) { return nil, work(ctx, tx) }))
+	}
+}
+
+// refused makes an error of a refusal.
+func refused(out barrier.Result, err error) error {
 	if err == nil && out.Outcome == barrier.Refused {
 		return fmt.Errorf("%w: %s", ErrRefused, out.Reason)
 	}

@@ -1,5 +1,7 @@
 package twophase
 
+import "time"
+
 // Failing gives a Config whose manager calls f at each point between two steps of a transaction.
 func Failing(conf Config, f func(point string)) Config {
 	conf.failpoint = f
@@ -15,4 +17,11 @@ func MySQLKeeps(version string) bool { return mysqlKeeps(version) }
 // CheckMySQL checks what a server says of its settings.
 func CheckMySQL(variables map[string]string) []Finding {
 	return MySQL("south", nil).checkServer(mysqlFacts{variables: variables, database: "bank"})
+}
+
+// Behind has m take the clock of the coordinator's database, as far as it has asked, to be behind.
+func Behind(m *Manager, d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.home.at = m.home.at.Add(-d)
 }

@@ -107,18 +107,21 @@ func (b *bank) want(east, west, own int) {
 	}
 }
 
-// add changes the account of a participant, "own" for the coordinator's database's.
-func (b *bank) add(ctx context.Context, t *twophase.Tx, name string, n int) error {
-	var tx pgx.Tx
-	var err error
+// tx is the transaction at a participant, "own" for the coordinator's database's.
+func (b *bank) tx(ctx context.Context, t *twophase.Tx, name string) (pgx.Tx, error) {
 	switch name {
 	case "own":
-		tx, err = t.Own(ctx)
+		return t.Own(ctx)
 	case "east":
-		tx, err = b.east.Tx(ctx, t)
-	case "west":
-		tx, err = b.west.Tx(ctx, t)
+		return b.east.Tx(ctx, t)
+	default:
+		return b.west.Tx(ctx, t)
 	}
+}
+
+// add changes an account.
+func (b *bank) add(ctx context.Context, t *twophase.Tx, name string, n int) error {
+	tx, err := b.tx(ctx, t, name)
 	if err == nil {
 		_, err = tx.Exec(ctx, "UPDATE account SET amount = amount + $1 WHERE id = 1", n)
 	}

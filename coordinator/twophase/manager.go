@@ -69,7 +69,7 @@ func New(pool *pgxpool.Pool, conf Config, participants ...Participant) (*Manager
 		host, _ := os.Hostname()
 		conf.Name = fmt.Sprintf("%s:%d", host, os.Getpid())
 	}
-	m := &Manager{pool: pool, q: db.New(pool), conf: conf, participants: map[string]Participant{}}
+	m := &Manager{pool: pool, q: db.New(db.Spare{Pool: pool}), conf: conf, participants: map[string]Participant{}}
 	m.decider.m = m
 	var faults []error
 	if conf.Namespace < 1 {
@@ -160,6 +160,13 @@ func (m *Manager) here(ctx context.Context) (home, error) {
 	m.home = h
 	m.mu.Unlock()
 	return h, nil
+}
+
+// leaveHome has the next transaction ask for the coordinator's database again.
+func (m *Manager) leaveHome() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.home = home{}
 }
 
 // Outcome tells whether a transaction is committed, by its id: what is decided, and false with ErrNotFound where nothing is, which may still come before its deadline.

@@ -6,13 +6,14 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/pawl-dev/pawl/db"
 )
 
 const (
@@ -50,18 +51,14 @@ type MySQLDB struct {
 
 // MySQL makes a participant of a database of MariaDB 10.5, MySQL 8.0, or newer, which is the default database of the connections of db; by XA, which Galera clusters do not have. All tables that take part must be
 // InnoDB's, and innodb_flush_log_at_trx_commit must be 1, or what was prepared does not outlive a crash of the machine. Who recovers must be the user who prepared, or may end its connections (MariaDB: CONNECTION
-// ADMIN); on MySQL both need XA_RECOVER_ADMIN.
+// ADMIN); on MySQL both need XA_RECOVER_ADMIN. Recovery takes connections of db: if transactions that wait for locks of a branch in doubt may use them all up, it waits as long as they do, up to
+// innodb_lock_wait_timeout (50 s).
 //
 // Any driver will do whose errors have the server's number in a field Number or Code, as github.com/go-sql-driver/mysql's.
 func MySQL(name string, db *sql.DB) *MySQLDB { return &MySQLDB{name: name, db: db} }
 
 // MySQLTx is what a transaction's branch at a MySQLDB can be asked. After its end it refuses with sql.ErrTxDone.
-type MySQLTx interface {
-	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
-}
+type MySQLTx = db.MySQLTx
 
 // Conn gives the transaction's branch here, which begins at the first call; READ COMMITTED. The global transaction ends it: the server refuses COMMIT, ROLLBACK, BEGIN, LOCK TABLES and what changes the schema (1399).
 // It may not say XA statements, nor USE, nor change settings of its session, whose connection goes back to the pool. A statement that fails undoes only itself, as ever in MySQL, and what went before it is
@@ -153,7 +150,7 @@ func (p *MySQLDB) Setup(ctx context.Context) error {
 }
 
 func (p *MySQLDB) wrap(what string, err error) error {
-	switch number := mysqlNumber(err); {
+	switch number := db.MySQLNumber(err); {
 	case err == nil:
 		return nil
 	case number == mysqlNoTable && strings.Contains(err.Error(), "pawl_branch_"):
@@ -164,25 +161,9 @@ func (p *MySQLDB) wrap(what string, err error) error {
 	return fmt.Errorf("participant %s: %s: %w", p.name, what, err)
 }
 
-// mysqlNumber is the number of an error that the server sent, 0 of any other. Drivers have no method for it, but a field.
-func mysqlNumber(err error) uint64 {
-	for ; err != nil; err = errors.Unwrap(err) {
-		v := reflect.Indirect(reflect.ValueOf(err))
-		if v.Kind() != reflect.Struct {
-			continue
-		}
-		for _, name := range []string{"Number", "Code"} {
-			if f := v.FieldByName(name); f.IsValid() && f.CanUint() {
-				return f.Uint()
-			}
-		}
-	}
-	return 0
-}
-
 // mysqlRefused tells of what XA PREPARE, or a commit in one phase, answered that it did certainly not do so: the server says so, or it was not sent.
 func mysqlRefused(err error) bool {
-	switch mysqlNumber(err) {
+	switch db.MySQLNumber(err) {
 	case mysqlUnknownXID, mysqlInvalid, mysqlState, mysqlRolledBack, mysqlRolledBack2, mysqlDeadlock:
 		return true
 	}
@@ -214,10 +195,10 @@ func (p *MySQLDB) Begin(ctx context.Context, id BranchID) (Branch, error) {
 	if err != nil {
 		return nil, p.wrap("begin", err)
 	}
-	b := &mysqlBranch{p: p, conn: conn, id: id, xid: name, lent: &mysqlTx{conn: conn}}
+	b := &mysqlBranch{p: p, conn: conn, id: id, xid: name, lent: db.LendMySQL(conn)}
 	for _, statement := range []string{"SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "XA START " + name} {
 		if _, err := conn.ExecContext(ctx, statement); err != nil {
-			b.drop()
+			db.DropMySQL(b.conn)
 			return nil, p.wrap("begin", err)
 		}
 	}
@@ -270,7 +251,7 @@ func (p *MySQLDB) free(ctx context.Context, conn *sql.Conn, id BranchID) error {
 		case try == freeTries || try == 0 && !idle:
 			return ErrBusy
 		case try == 0:
-			if _, err := conn.ExecContext(ctx, "KILL "+strconv.FormatUint(keeper, 10)); err != nil && mysqlNumber(err) != mysqlNoThread {
+			if _, err := conn.ExecContext(ctx, "KILL "+strconv.FormatUint(keeper, 10)); err != nil && db.MySQLNumber(err) != mysqlNoThread {
 				return p.wrap("end the connection that prepared", err)
 			}
 		}
@@ -327,7 +308,7 @@ func (p *MySQLDB) settle(ctx context.Context, conn *sql.Conn, id BranchID, commi
 		return p.wrap("settle", err)
 	}
 	_, err = conn.ExecContext(ctx, what+name)
-	if mysqlNumber(err) != mysqlUnknownXID {
+	if db.MySQLNumber(err) != mysqlUnknownXID {
 		return p.wrap("settle", err)
 	}
 	busy, err := p.lists(ctx, conn, id)
@@ -359,7 +340,7 @@ func (p *MySQLDB) Witnessed(ctx context.Context, id BranchID) (committed bool, e
 // Fence takes the witness's place, where it is free: it waits for a transaction that has written it and not ended.
 func (p *MySQLDB) Fence(ctx context.Context, id BranchID) (committed bool, err error) {
 	_, err = p.db.ExecContext(ctx, "INSERT INTO pawl_branch_witness (branch, at, connection, fence) VALUES (?, UTC_TIMESTAMP(6), 0, true)", id.String())
-	if err != nil && mysqlNumber(err) != mysqlDuplicate {
+	if err != nil && db.MySQLNumber(err) != mysqlDuplicate {
 		return false, p.wrap("fence", err)
 	}
 	return p.Witnessed(ctx, id)
@@ -513,7 +494,7 @@ type mysqlBranch struct {
 	conn *sql.Conn
 	id   BranchID
 	xid  string
-	lent *mysqlTx
+	lent *db.LentMySQL
 	open bool // to be rolled back
 	left bool // there may be a prepared branch on it
 }
@@ -523,9 +504,7 @@ func (b *mysqlBranch) Tx() MySQLTx { return b.lent }
 
 // ReadOnly is true as long as no statement was sent.
 func (b *mysqlBranch) ReadOnly(context.Context) (bool, error) {
-	b.lent.mu.Lock()
-	defer b.lent.mu.Unlock()
-	return !b.lent.used, nil
+	return !b.lent.Used(), nil
 }
 
 // Prepare prepares.
@@ -542,7 +521,7 @@ func (b *mysqlBranch) Commit(ctx context.Context) (unknown bool, err error) {
 
 // end writes the witness and sends the statement that ends the transaction. What is not sent the server rolls back when the connection ends.
 func (b *mysqlBranch) end(ctx context.Context, statement string) (unknown bool, err error) {
-	b.lent.end()
+	b.lent.Reclaim()
 	witness := "INSERT INTO pawl_branch_witness (branch, at, connection, fence) VALUES ('" + b.id.String() + "', UTC_TIMESTAMP(6), CONNECTION_ID(), false)"
 	for _, one := range []string{witness, "XA END " + b.xid} {
 		if _, err := b.conn.ExecContext(ctx, one); err != nil {
@@ -563,109 +542,23 @@ func (b *mysqlBranch) Settle(ctx context.Context, commit bool) error {
 	err := b.p.settle(ctx, b.conn, b.id, commit)
 	b.left = err != nil && !errors.Is(err, ErrAbsent)
 	if b.left { // others may settle it now
-		b.drop()
+		db.DropMySQL(b.conn)
 	}
 	return err
 }
 
 // Close rolls back what is open.
 func (b *mysqlBranch) Close(ctx context.Context) {
-	b.lent.end()
+	b.lent.Reclaim()
 	if b.open {
 		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), rollbackMax)
 		defer stop()
 		_, _ = b.conn.ExecContext(ctx, "XA END "+b.xid) // it may have ended, or failed
 		_, err := b.conn.ExecContext(ctx, "XA ROLLBACK "+b.xid)
-		b.left = err != nil && mysqlNumber(err) != mysqlUnknownXID
+		b.left = err != nil && db.MySQLNumber(err) != mysqlUnknownXID
 	}
 	if b.left {
-		b.drop()
+		db.DropMySQL(b.conn)
 	}
 	_ = b.conn.Close() // back to the pool, if it was not dropped
 }
-
-// drop closes the connection to the server.
-func (b *mysqlBranch) drop() {
-	_ = b.conn.Raw(func(any) error { return driver.ErrBadConn })
-}
-
-// mysqlTx is the transaction that is lent for a branch.
-type mysqlTx struct {
-	conn *sql.Conn
-
-	mu    sync.Mutex
-	used  bool
-	ended bool
-	stops []context.CancelFunc // of queries, whose rows may be open
-}
-
-// use tells whether a statement may be sent. Its context ends with the branch.
-func (t *mysqlTx) use(ctx context.Context, rows bool) (context.Context, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.ended {
-		return nil, sql.ErrTxDone
-	}
-	t.used = true
-	if rows {
-		var stop context.CancelFunc
-		ctx, stop = context.WithCancel(ctx)
-		t.stops = append(t.stops, stop)
-	}
-	return ctx, nil
-}
-
-// end takes the transaction back from the function. Rows that are open it closes, which closes the connection: else nothing more could be said on it.
-func (t *mysqlTx) end() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ended = true
-	for _, stop := range t.stops {
-		stop()
-	}
-	t.stops = nil
-}
-
-// ExecContext is sql.Conn's.
-func (t *mysqlTx) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	ctx, err := t.use(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	return t.conn.ExecContext(ctx, query, args...)
-}
-
-// QueryContext is sql.Conn's.
-func (t *mysqlTx) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	ctx, err := t.use(ctx, true)
-	if err != nil {
-		return nil, err
-	}
-	return t.conn.QueryContext(ctx, query, args...)
-}
-
-// QueryRowContext is sql.Conn's.
-func (t *mysqlTx) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	own, err := t.use(ctx, true)
-	if err != nil {
-		none := sql.OpenDB(refuser{err})
-		defer none.Close()
-		return none.QueryRowContext(ctx, query) // whose error is err: a Row is made by a database only
-	}
-	return t.conn.QueryRowContext(own, query, args...)
-}
-
-// PrepareContext is sql.Conn's.
-func (t *mysqlTx) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
-	ctx, err := t.use(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	return t.conn.PrepareContext(ctx, query)
-}
-
-// refuser is a database that cannot be connected to.
-type refuser struct{ err error }
-
-func (r refuser) Connect(context.Context) (driver.Conn, error) { return nil, r.err }
-func (r refuser) Driver() driver.Driver                        { return nil }

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pawl-dev/pawl/db"
 )
 
 const (
@@ -50,7 +52,7 @@ func (p *MySQLDB) Doctor(ctx context.Context, ours func(BranchID) bool) ([]Findi
 	}
 	all := append([]Finding{p.checkRights(f)}, p.checkServer(f)...)
 	xids, err := xidsAt(ctx, p.db)
-	if slices.Contains([]uint64{mysqlManagerError, mysqlDeniedAll}, mysqlNumber(err)) {
+	if slices.Contains([]uint64{mysqlManagerError, mysqlDeniedAll}, db.MySQLNumber(err)) {
 		f.lacks = append(f.lacks, "XA_RECOVER_ADMIN")
 		all[0], err = p.checkRights(f), nil
 	} else if err == nil {
@@ -102,7 +104,7 @@ func (p *MySQLDB) askRights(ctx context.Context, f *mysqlFacts) error {
 		{"UPDATE", "home", "UPDATE pawl_branch_home SET lsn = 0 WHERE home = ''"},
 	} {
 		err := eachRow(ctx, p.db, func(*sql.Rows) error { return nil }, "EXPLAIN "+of.statement)
-		switch mysqlNumber(err) {
+		switch db.MySQLNumber(err) {
 		case mysqlNoTable:
 			f.setUp = false
 		case mysqlDenied:
@@ -117,8 +119,8 @@ func (p *MySQLDB) askRights(ctx context.Context, f *mysqlFacts) error {
 }
 
 // eachRow calls for every row.
-func eachRow(ctx context.Context, db *sql.DB, row func(*sql.Rows) error, query string, args ...any) error {
-	rows, err := db.QueryContext(ctx, query, args...)
+func eachRow(ctx context.Context, on *sql.DB, row func(*sql.Rows) error, query string, args ...any) error {
+	rows, err := on.QueryContext(ctx, query, args...)
 	if err != nil {
 		return err
 	}
@@ -246,7 +248,7 @@ func (p *MySQLDB) checkPrepared(ctx context.Context, f mysqlFacts, xids []mysqlX
 func (p *MySQLDB) detached(ctx context.Context) (age time.Duration, known bool, err error) {
 	var seconds sql.NullFloat64
 	err = p.db.QueryRowContext(ctx, "SELECT MAX(TIMESTAMPDIFF(SECOND, trx_started, NOW())) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = 0").Scan(&seconds)
-	if mysqlNumber(err) == mysqlDeniedAll {
+	if db.MySQLNumber(err) == mysqlDeniedAll {
 		return 0, false, nil
 	}
 	return time.Duration(seconds.Float64) * time.Second, err == nil, err

@@ -182,9 +182,7 @@ func (m *Manager) Restored(ctx context.Context) (incarnation int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("restored: %w", wrap(err))
 	}
-	m.mu.Lock()
-	m.home = home{}
-	m.mu.Unlock()
+	m.leaveHome()
 	return int(n), nil
 }
 

@@ -14,7 +14,7 @@ type Participant interface {
 	// Kind and Address are for people; without secrets.
 	Kind() string
 	Address() string
-	// Setup makes what the participant needs of its own, if it is not there.
+	// Setup makes what the participant needs of its own, if it is not there. It waits for no branch that is prepared.
 	Setup(ctx context.Context) error
 	// Begin begins a branch.
 	Begin(ctx context.Context, id BranchID) (Branch, error)

@@ -18,14 +18,18 @@ const rollbackMax = 5 * time.Second // how long the rollback of a branch may tak
 
 // PostgresDB is a participant that is a PostgreSQL database.
 type PostgresDB struct {
-	name string
-	pool *pgxpool.Pool
+	name  string
+	pool  *pgxpool.Pool
+	spare db.Spare // for what ends branches: all of the pool may wait for their locks
 }
 
-// Postgres makes a participant of a database. Its max_prepared_transactions must be above 0, and all who prepare and recover must be of one role, or the latter a superuser.
-func Postgres(name string, pool *pgxpool.Pool) *PostgresDB { return &PostgresDB{name, pool} }
+// Postgres makes a participant of a database. Its max_prepared_transactions must be above 0, and all who prepare and recover must be of one role, or the latter a superuser. Recovery
+// connects beside the pool where that is used up.
+func Postgres(name string, pool *pgxpool.Pool) *PostgresDB {
+	return &PostgresDB{name, pool, db.Spare{Pool: pool}}
+}
 
-// Tx gives the transaction's branch here, which begins at the first call; READ COMMITTED. The global transaction ends it. It may not use temporary tables, LISTEN, NOTIFY, WITH HOLD cursors or exported
+// Tx gives the transaction's branch here, which begins with its first statement, in one message with it; READ COMMITTED. The global transaction ends it. It may not use temporary tables, LISTEN, NOTIFY, WITH HOLD cursors or exported
 // snapshots, which Postgres does not prepare. Not safe for concurrent use; branches at different participants may be used at the same time.
 func (p *PostgresDB) Tx(ctx context.Context, t *Tx) (pgx.Tx, error) {
 	b, err := t.enlist(ctx, p)
@@ -54,10 +58,14 @@ CREATE TABLE IF NOT EXISTS pawl_branch.witness (branch text PRIMARY KEY, at time
 CREATE INDEX IF NOT EXISTS witness_at ON pawl_branch.witness (at);
 CREATE TABLE IF NOT EXISTS pawl_branch.home (home text PRIMARY KEY, lsn bigint NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());`
 
-// Setup makes schema pawl_branch with its tables, if they are not there.
+// Setup makes schema pawl_branch with its tables, if they are not there. It waits for no branch.
 func (p *PostgresDB) Setup(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended('pawl_branch', 0))"); err != nil { // IF NOT EXISTS races
+			return err
+		}
+		var there bool // IF NOT EXISTS would wait, for an index, until no branch is prepared, and have those that begin wait behind
+		if err := tx.QueryRow(ctx, "SELECT to_regclass('pawl_branch.witness_at') IS NOT NULL AND to_regclass('pawl_branch.home') IS NOT NULL").Scan(&there); err != nil || there {
 			return err
 		}
 		_, err := tx.Exec(ctx, postgresSetup)
@@ -78,28 +86,24 @@ func (p *PostgresDB) wrap(what string, err error) error {
 	return fmt.Errorf("participant %s: %s: %w", p.name, what, err)
 }
 
-// Begin begins a branch.
+// Begin begins a branch: its transaction begins with its first statement.
 func (p *PostgresDB) Begin(ctx context.Context, id BranchID) (Branch, error) {
 	conn, err := p.pool.Acquire(ctx)
 	if err != nil {
 		return nil, p.wrap("begin", err)
 	}
-	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
-	if err != nil {
-		conn.Release()
-		return nil, p.wrap("begin", err)
-	}
+	tx := db.NewLazy(conn.Conn())
 	return &postgresBranch{tx: tx, lent: &postgresTx{Tx: db.Lend(tx)}, p: p, conn: conn, id: id}, nil
 }
 
 // Settle ends a prepared branch.
 func (p *PostgresDB) Settle(ctx context.Context, id BranchID, commit bool) error {
-	conn, err := p.pool.Acquire(ctx)
+	conn, done, err := p.spare.Conn(ctx)
 	if err != nil {
 		return p.wrap("settle", err)
 	}
-	defer conn.Release()
-	return p.settle(ctx, conn.Conn(), id, commit)
+	defer done()
+	return p.settle(ctx, conn, id, commit)
 }
 
 func (p *PostgresDB) settle(ctx context.Context, conn *pgx.Conn, id BranchID, commit bool) error {
@@ -119,13 +123,13 @@ func (p *PostgresDB) settle(ctx context.Context, conn *pgx.Conn, id BranchID, co
 
 // Witnessed looks for the witness.
 func (p *PostgresDB) Witnessed(ctx context.Context, id BranchID) (committed bool, err error) {
-	err = p.pool.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pawl_branch.witness WHERE branch = $1 AND NOT fence)", id.String()).Scan(&committed)
+	err = p.spare.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pawl_branch.witness WHERE branch = $1 AND NOT fence)", id.String()).Scan(&committed)
 	return committed, p.wrap("witness", err)
 }
 
 // Fence takes the witness's place, where it is free: it waits for a transaction that has written it and not ended.
 func (p *PostgresDB) Fence(ctx context.Context, id BranchID) (committed bool, err error) {
-	_, err = p.pool.Exec(ctx, "INSERT INTO pawl_branch.witness (branch, fence) VALUES ($1, true) ON CONFLICT DO NOTHING", id.String())
+	_, err = p.spare.Exec(ctx, "INSERT INTO pawl_branch.witness (branch, fence) VALUES ($1, true) ON CONFLICT DO NOTHING", id.String())
 	if err != nil {
 		return false, p.wrap("fence", err)
 	}
@@ -134,7 +138,7 @@ func (p *PostgresDB) Fence(ctx context.Context, id BranchID) (committed bool, er
 
 // Prepared lists the prepared branches of this database.
 func (p *PostgresDB) Prepared(ctx context.Context) ([]Prepared, error) {
-	rows, err := p.pool.Query(ctx, "SELECT gid, prepared, owner::text FROM pg_prepared_xacts WHERE database = current_database() AND starts_with(gid, $1) ORDER BY prepared", prefix)
+	rows, err := p.spare.Query(ctx, "SELECT gid, prepared, owner::text FROM pg_prepared_xacts WHERE database = current_database() AND starts_with(gid, $1) ORDER BY prepared", prefix)
 	if err != nil {
 		return nil, p.wrap("list", err)
 	}
@@ -155,14 +159,14 @@ func (p *PostgresDB) Prepared(ctx context.Context) ([]Prepared, error) {
 
 // See raises a home's farthest.
 func (p *PostgresDB) See(ctx context.Context, home string, lsn int64) (farthest int64, err error) {
-	err = p.pool.QueryRow(ctx, `INSERT INTO pawl_branch.home AS h (home, lsn) VALUES ($1, $2)
+	err = p.spare.QueryRow(ctx, `INSERT INTO pawl_branch.home AS h (home, lsn) VALUES ($1, $2)
 		ON CONFLICT (home) DO UPDATE SET lsn = greatest(h.lsn, excluded.lsn), at = excluded.at RETURNING lsn`, home, lsn).Scan(&farthest)
 	return farthest, p.wrap("see", err)
 }
 
 // Forget removes old witnesses.
 func (p *PostgresDB) Forget(ctx context.Context, keep time.Duration, limit int) (removed int, err error) {
-	tag, err := p.pool.Exec(ctx, `DELETE FROM pawl_branch.witness w USING (
+	tag, err := p.spare.Exec(ctx, `DELETE FROM pawl_branch.witness w USING (
 		SELECT branch FROM pawl_branch.witness WHERE at < clock_timestamp() - $1::interval ORDER BY at LIMIT $2) old WHERE w.branch = old.branch`, keep, limit)
 	return int(tag.RowsAffected()), p.wrap("forget", err)
 }
@@ -184,7 +188,7 @@ func (t *postgresTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.
 
 // postgresBranch is a branch of a Postgres.
 type postgresBranch struct {
-	tx   pgx.Tx
+	tx   *db.Lazy
 	lent *postgresTx
 	p    *PostgresDB
 	conn *pgxpool.Conn
@@ -196,6 +200,9 @@ func (b *postgresBranch) Tx() pgx.Tx { return b.lent }
 
 // ReadOnly asks whether the transaction has an id, unless it is known to have written.
 func (b *postgresBranch) ReadOnly(ctx context.Context) (readOnly bool, err error) {
+	if began, err := b.tx.Began(); err != nil || !began {
+		return true, b.p.wrap("begin", err)
+	}
 	if b.lent.wrote.Load() {
 		return false, nil
 	}
@@ -222,6 +229,9 @@ const (
 // end sends the witness and the statement that ends the transaction, whose tag must be its own, in one message. In a transaction that has failed Postgres answers ROLLBACK, and no error.
 func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknown bool, err error) {
 	b.lent.Reclaim()
+	if began, err := b.tx.Began(); err != nil || !began { // there is nothing to commit
+		return false, b.p.wrap("begin", err)
+	}
 	conn := b.conn.Conn()
 	if _, err := conn.Prepare(ctx, witnessName, witnessSQL); err != nil { // once a connection
 		return false, b.p.wrap("vote", err)

@@ -73,7 +73,9 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 				text := err.Error()
 				see.Fault = &text
 			}
-			fault := m.q.SeeGlobalParticipant(context.WithoutCancel(ctx), see)
+			seen, stop := context.WithTimeout(context.WithoutCancel(ctx), reachMax)
+			defer stop()
+			fault := m.q.SeeGlobalParticipant(seen, see)
 			mu.Lock()
 			defer mu.Unlock()
 			r.Committed, r.RolledBack, r.Doubts = r.Committed+one.Committed, r.RolledBack+one.RolledBack, r.Doubts+one.Doubts

@@ -60,7 +60,7 @@ func (t *Tx) ID() string { return t.id.ID.String() }
 // Pending names the participants that had not yet done what was decided when Commit or Rollback returned. Recovery has them do it.
 func (t *Tx) Pending() []string { return t.pending }
 
-// Own gives the transaction in the coordinator's own database, which begins at the first call: with it the decision commits, so that it costs no prepare. READ COMMITTED. The global transaction ends it.
+// Own gives the transaction in the coordinator's own database, which begins with its first statement: with it the decision commits, so that it costs no prepare. READ COMMITTED. The global transaction ends it.
 func (t *Tx) Own(ctx context.Context) (pgx.Tx, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -74,12 +74,7 @@ func (t *Tx) Own(ctx context.Context) (pgx.Tx, error) {
 	if err != nil {
 		return nil, fmt.Errorf("own: %w", err)
 	}
-	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
-	if err != nil {
-		conn.Release()
-		return nil, fmt.Errorf("own: %w", err)
-	}
-	t.own = &own{conn, db.Lend(tx)}
+	t.own = &own{conn, db.Lend(db.NewLazy(conn.Conn()))}
 	return t.own.tx, nil
 }
 
@@ -158,7 +153,9 @@ func (t *Tx) Commit(ctx context.Context) error {
 	writers, err := t.vote(ctx, all)
 	if err == nil {
 		t.m.fail("voted")
-		err = t.decide(ctx, writers)
+		if err = t.decide(ctx, writers); err != nil {
+			t.m.leaveHome() // its clock may have been set, by which deadlines are
+		}
 	}
 	switch {
 	case errors.Is(err, ErrUnknown):

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -182,4 +184,67 @@ func TestTx_lent(t *testing.T) {
 	if committed, err := b.manager().Outcome(t.Context(), tx.ID()); err != nil || !committed {
 		t.Errorf("outcome: got %t, %v", committed, err)
 	}
+}
+
+// A first statement that fails before the branch has begun is no statement that never was: the transaction cannot commit. A branch in which nothing was done is no branch.
+func TestCommit_firstFails(t *testing.T) {
+	t.Parallel()
+	for _, names := range []string{"east", "east west", "own", "own west"} {
+		t.Run(names, func(t *testing.T) {
+			t.Parallel()
+			b := newBank(t)
+			first, others, _ := strings.Cut(names, " ")
+			err := b.manager().Run(t.Context(), func(ctx context.Context, g *twophase.Tx) error {
+				tx, err := b.tx(ctx, g, first)
+				if err != nil {
+					return err
+				}
+				if _, err := tx.Exec(ctx, "UPDATE nowhere SET amount = $1", 1); err == nil {
+					t.Error("the statement succeeded")
+				}
+				if others == "" {
+					return nil
+				}
+				return b.add(ctx, g, others, 1)
+			})
+			if !errors.Is(err, twophase.ErrAborted) {
+				t.Errorf("got %v, want ErrAborted", err)
+			}
+			b.want(0, 0, 0)
+		})
+	}
+	b := newBank(t)
+	err := b.manager().Run(t.Context(), func(ctx context.Context, g *twophase.Tx) error {
+		for _, name := range []string{"east", "own"} {
+			if _, err := b.tx(ctx, g, name); err != nil {
+				return err
+			}
+		}
+		return b.add(ctx, g, "west", 1)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	b.want(0, 1, 0)
+}
+
+// A clock that is set ahead has transactions miss their deadlines only until one did.
+func TestRun_clockSet(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	m := b.manager()
+	for _, amounts := range []map[string]int{{"east": -5, "west": 5}, {"east": -1, "own": 1}} {
+		move := b.transfer(amounts)
+		if err := m.Run(t.Context(), move); err != nil {
+			t.Fatalf("%v: %v", amounts, err)
+		}
+		twophase.Behind(m, time.Hour)
+		if err := m.Run(t.Context(), move); !errors.Is(err, twophase.ErrAborted) {
+			t.Errorf("%v, the first: got %v, want ErrAborted", amounts, err)
+		}
+		if err := m.Run(t.Context(), move); err != nil {
+			t.Errorf("%v, the second: %v", amounts, err)
+		}
+	}
+	b.want(-12, 10, 2)
 }

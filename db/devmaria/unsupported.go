@@ -25,5 +25,14 @@ func (*Server) Dir() string { return "" }
 // DSN is empty.
 func (*Server) DSN(string) string { return "" }
 
+// Socket is empty.
+func (*Server) Socket() string { return "" }
+
+// URL is empty.
+func (*Server) URL(string) string { return "" }
+
+// Adopted is false.
+func (*Server) Adopted() bool { return false }
+
 // Done is nil.
 func (*Server) Done() <-chan struct{} { return nil }

@@ -18,7 +18,7 @@ const (
 	seers      = 4
 )
 
-// setup: Setup may be called by many at the same time, and again, and keeps what is there.
+// setup: Setup may be called by many at the same time, and again, keeps what is there, and waits for no branch that is prepared.
 func setup(ctx context.Context, t Target) error {
 	errs := make([]error, seers)
 	var group sync.WaitGroup
@@ -39,6 +39,7 @@ func setup(ctx context.Context, t Target) error {
 		return err
 	}
 	return first(
+		func() error { return annotate("again, with a branch prepared", b.here.Setup(ctx)) },
 		func() error { return annotate("settle", b.settle(ctx, id, true)) },
 		func() error { return annotate("again", b.here.Setup(ctx)) },
 		func() error { return b.has(ctx, id, true) },
