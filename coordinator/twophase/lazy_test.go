@@ -1,4 +1,4 @@
-package db_test
+package twophase_test
 
 import (
 	"context"
@@ -12,8 +12,8 @@ import (
 	"github.com/pawl-dev/pawl/db/dbtest"
 )
 
-// lazy gives a transaction that has not begun, its connection, and a count of the rows of table effect that others see.
-func lazy(t *testing.T) (*db.Lazy, *pgx.Conn, func() int) {
+// newLazy gives a transaction that has not begun, its connection, and a count of the rows of table effect that others see.
+func newLazy(t *testing.T) (*db.Lazy, *pgx.Conn, func() int) {
 	t.Helper()
 	pool, err := pgxpool.New(t.Context(), dbtest.EmptyURL(t))
 	if err != nil {
@@ -110,7 +110,7 @@ func TestLazy(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			tx, conn, count := lazy(t)
+			tx, conn, count := newLazy(t)
 			if began, err := tx.Began(); began || err != nil || conn.PgConn().TxStatus() != 'I' {
 				t.Errorf("begun before its first statement: %t, %v", began, err)
 			}
@@ -168,7 +168,7 @@ func TestLazy_fails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			tx, conn, count := lazy(t)
+			tx, conn, count := newLazy(t)
 			if err := first(t.Context(), tx); err == nil {
 				t.Fatal("it succeeded")
 			}
@@ -194,7 +194,7 @@ func TestLazy_never(t *testing.T) {
 	for name, end := range map[string]func(*db.Lazy, context.Context) error{"Commit": (*db.Lazy).Commit, "Rollback": (*db.Lazy).Rollback} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			tx, conn, _ := lazy(t)
+			tx, conn, _ := newLazy(t)
 			if err := end(tx, t.Context()); err != nil {
 				t.Error(err)
 			}
