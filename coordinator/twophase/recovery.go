@@ -139,14 +139,13 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 			}
 		}
 		_, err := m.settle(ctx, p, one.Branch, d)
-		isMixed := (*MixedError)(nil)
 		switch {
 		case err == nil && d:
 			r.Committed++
 		case err == nil:
 			r.RolledBack++
 		case errors.Is(err, ErrBusy):
-		case errors.As(err, &isMixed):
+		case isNoted(err):
 			r.Doubts++
 		default:
 			still = append(still, id)
@@ -197,7 +196,7 @@ func (m *Manager) presume(ctx context.Context, b BranchID) (committed bool, err 
 	return false, nil
 }
 
-// settle ends a prepared branch, and says what became of one that is not there: nil where it is as decided, else a MixedError, which is written down. did: it was there, and is ended now.
+// settle ends a prepared branch, and says what became of one that is not there: nil where it is as decided, else a MixedError, which is written down (isNoted), unless it says why not. did: it was there, and is ended now.
 func (m *Manager) settle(ctx context.Context, p Participant, b BranchID, commit bool) (did bool, err error) {
 	err = p.Settle(ctx, b, commit)
 	if !errors.Is(err, ErrAbsent) {
@@ -212,7 +211,17 @@ func (m *Manager) settle(ctx context.Context, p Participant, b BranchID, commit 
 		detail = "it is committed, but not there: it was rolled back by hand, or lost with a restore"
 	}
 	m.conf.Logger.Error("global transaction is mixed: a participant did the opposite of what was decided", "id", b.ID, "participant", p.Name(), "detail", detail)
-	return false, errors.Join(&MixedError{b.ID.String(), []string{p.Name()}}, m.doubt(ctx, b, "mixed", detail))
+	mixed := &MixedError{b.ID.String(), commit, []string{p.Name()}}
+	if err := m.doubt(ctx, b, "mixed", detail); err != nil {
+		return false, errors.Join(mixed, err)
+	}
+	return false, mixed
+}
+
+// isNoted tells of settle's error whether the branch is mixed, and written down as such: nothing more can be done of it here.
+func isNoted(err error) bool {
+	_, mixed := err.(*MixedError) //nolint:errorlint // joined with another it is not
+	return mixed
 }
 
 func (m *Manager) doubt(ctx context.Context, b BranchID, what, detail string) error {
@@ -269,11 +278,11 @@ func (m *Manager) finishOne(ctx context.Context, branch string, names []string, 
 		did, err := m.settle(ctx, p, b, true)
 		late := ctx.Err() != nil
 		stop()
-		switch isMixed := (*MixedError)(nil); {
+		switch {
 		case err == nil && did:
 			r.Committed++
 		case err == nil:
-		case errors.As(err, &isMixed):
+		case isNoted(err):
 			r.Doubts++
 		case errors.Is(err, ErrBusy):
 			done = false

@@ -166,7 +166,9 @@ func (t *Tx) Commit(ctx context.Context) error {
 		t.pending = names(writers)
 		return fmt.Errorf("commit %s: %w", t.ID(), err)
 	case err != nil:
-		t.abort(ctx, all)
+		if mixed := t.abort(ctx, all); len(mixed) > 0 {
+			return errors.Join(&MixedError{t.ID(), false, mixed}, err)
+		}
 		return fmt.Errorf("commit %s: %w: %w", t.ID(), ErrAborted, err)
 	}
 	err = t.finish(ctx, writers)
@@ -283,7 +285,8 @@ func (t *Tx) finish(ctx context.Context, writers []*branch) error {
 		defer mu.Unlock()
 		if isMixed := (*MixedError)(nil); errors.As(err, &isMixed) {
 			mixed = append(mixed, b.p.Name())
-		} else {
+		}
+		if !isNoted(err) {
 			t.m.conf.Logger.Warn("a participant has not committed yet what was decided, recovery goes on", "id", t.ID(), "participant", b.p.Name(), "err", err)
 			t.pending = append(t.pending, b.p.Name())
 		}
@@ -293,13 +296,14 @@ func (t *Tx) finish(ctx context.Context, writers []*branch) error {
 		t.m.decider.ended(t.ID())
 	}
 	if len(mixed) > 0 {
-		return &MixedError{t.ID(), mixed}
+		return &MixedError{t.ID(), true, mixed}
 	}
 	return nil
 }
 
-// abort rolls back everywhere. Where nobody knows whether a participant has prepared, the abort is written down, so that recovery need not wait for the deadline.
-func (t *Tx) abort(ctx context.Context, all []*branch) {
+// abort rolls back everywhere, but at those that it names, where somebody has committed by hand. Where nobody knows whether a participant has prepared, the abort is written down, so that recovery need not wait for the
+// deadline.
+func (t *Tx) abort(ctx context.Context, all []*branch) (mixed []string) {
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), abortMax)
 	defer stop()
 	left := false
@@ -311,11 +315,17 @@ func (t *Tx) abort(ctx context.Context, all []*branch) {
 		if !b.prepared {
 			return nil
 		}
-		if err := b.b.Settle(ctx, false); err != nil && !errors.Is(err, ErrAbsent) {
-			mu.Lock()
+		err := b.b.Settle(ctx, false)
+		if errors.Is(err, ErrAbsent) { // recovery was here, or somebody by hand
+			_, err = t.m.settle(ctx, b.p, t.id.at(b.p.Name()), false)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if isMixed := (*MixedError)(nil); errors.As(err, &isMixed) {
+			mixed = append(mixed, b.p.Name())
+		} else if err != nil {
 			left = true
 			t.pending = append(t.pending, b.p.Name())
-			mu.Unlock()
 		}
 		return nil
 	})
@@ -323,6 +333,7 @@ func (t *Tx) abort(ctx context.Context, all []*branch) {
 		_ = t.m.q.AbortGlobal(ctx, db.AbortGlobalParams{Ns: t.m.conf.Namespace, IDs: []string{t.ID()}, DecidedBy: t.m.conf.Name, Reason: "rolled back"}) // else recovery aborts it at its deadline
 	}
 	t.shut(ctx, all)
+	return mixed
 }
 
 // shut gives back all connections.
