@@ -100,7 +100,18 @@ func (t *Tx) enlist(ctx context.Context, p Participant) (Branch, error) {
 		t.branches[p.Name()] = b
 	}
 	t.mu.Unlock()
-	b.once.Do(func() { b.b, b.err = p.Begin(ctx, t.id.at(p.Name())) })
+	b.once.Do(func() {
+		one, err := p.Begin(ctx, t.id.at(p.Name()))
+		t.mu.Lock()
+		late := t.ended && err == nil
+		if b.b, b.err = one, err; late {
+			b.b, b.err = nil, ErrEnded
+		}
+		t.mu.Unlock()
+		if late { // a goroutine that the function left behind
+			one.Close(ctx)
+		}
+	})
 	return b.b, b.err
 }
 
