@@ -94,14 +94,17 @@ func (m *Manager) Setup(ctx context.Context) error {
 	return errors.Join(faults...)
 }
 
-// Run runs a function in a global transaction, and commits it if the error is nil, else rolls it back. The error is the function's, or Commit's.
+// Run runs a function in a global transaction, and commits it if the error is nil, else rolls it back. The error is the function's, or Commit's. The function's context ends with the transaction's time: two transactions
+// that wait for each other's rows at different participants, which no server sees, would else wait for ever.
 func (m *Manager) Run(ctx context.Context, work func(ctx context.Context, t *Tx) error, opts ...Option) (err error) {
 	t, err := m.Begin(ctx, opts...)
 	if err != nil {
 		return err
 	}
 	defer t.Rollback(ctx) // of a panic too
-	if err := work(ctx, t); err != nil {
+	bounded, stop := context.WithTimeout(ctx, t.timeout)
+	defer stop()
+	if err := work(bounded, t); err != nil {
 		return err
 	}
 	return t.Commit(ctx)

@@ -241,7 +241,9 @@ func (t *Tx) decide(ctx context.Context, writers []*branch) error {
 
 // commitOne commits the only branch that wrote.
 func (t *Tx) commitOne(ctx context.Context, b *branch) error {
-	unknown, err := b.b.Commit(ctx)
+	commit, stop := context.WithTimeout(ctx, t.timeout)
+	defer stop()
+	unknown, err := b.b.Commit(commit)
 	if !unknown {
 		return err
 	}
