@@ -339,6 +339,37 @@ func (q *Queries) ListGlobalParticipants(ctx context.Context, arg ListGlobalPart
 	return items, nil
 }
 
+const presumeGlobal = `-- name: PresumeGlobal :one
+SELECT (c IS NOT NULL)::boolean AS known, coalesce(c, false)::boolean AS committed FROM pawl.global_presume($1::smallint, CAST($2::text AS uuid), $3::text, $4::text, $5::text) c
+`
+
+type PresumeGlobalParams struct {
+	Ns        int16
+	ID        string
+	Home      string
+	DecidedBy string
+	Reason    string
+}
+
+type PresumeGlobalRow struct {
+	Known     bool
+	Committed bool
+}
+
+// Not known: nothing is decided, and nothing may be presumed.
+func (q *Queries) PresumeGlobal(ctx context.Context, arg PresumeGlobalParams) (PresumeGlobalRow, error) {
+	row := q.db.QueryRow(ctx, presumeGlobal,
+		arg.Ns,
+		arg.ID,
+		arg.Home,
+		arg.DecidedBy,
+		arg.Reason,
+	)
+	var i PresumeGlobalRow
+	err := row.Scan(&i.Known, &i.Committed)
+	return i, err
+}
+
 const raiseGlobalIncarnation = `-- name: RaiseGlobalIncarnation :one
 UPDATE pawl.global_home SET incarnation = incarnation + 1 RETURNING incarnation
 `
@@ -349,6 +380,19 @@ func (q *Queries) RaiseGlobalIncarnation(ctx context.Context) (int32, error) {
 	var incarnation int32
 	err := row.Scan(&incarnation)
 	return incarnation, err
+}
+
+const raiseGlobalIncarnationOf = `-- name: RaiseGlobalIncarnationOf :execrows
+UPDATE pawl.global_home SET incarnation = incarnation + 1 WHERE to_hex(incarnation) = split_part($1::text, '.', 3)
+`
+
+// Unless the home is another already.
+func (q *Queries) RaiseGlobalIncarnationOf(ctx context.Context, home string) (int64, error) {
+	result, err := q.db.Exec(ctx, raiseGlobalIncarnationOf, home)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const readGlobalDecisions = `-- name: ReadGlobalDecisions :many

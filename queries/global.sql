@@ -17,6 +17,10 @@ SELECT pawl.global_decide(@ns::smallint, CAST(@ids::text[] AS uuid[]), @deadline
 -- name: AbortGlobal :exec
 SELECT pawl.global_abort(@ns::smallint, CAST(@ids::text[] AS uuid[]), @decided_by::text, @reason::text);
 
+-- name: PresumeGlobal :one
+-- Not known: nothing is decided, and nothing may be presumed.
+SELECT (c IS NOT NULL)::boolean AS known, coalesce(c, false)::boolean AS committed FROM pawl.global_presume(@ns::smallint, CAST(@id::text AS uuid), @home::text, @decided_by::text, @reason::text) c;
+
 -- name: EndGlobal :exec
 SELECT pawl.global_ended(@ns::smallint, CAST(@ids::text[] AS uuid[]));
 
@@ -71,6 +75,10 @@ ORDER BY d.id DESC LIMIT @limit_rows::int;
 -- name: RaiseGlobalIncarnation :one
 -- Nothing is presumed any more of transactions that began before.
 UPDATE pawl.global_home SET incarnation = incarnation + 1 RETURNING incarnation;
+
+-- name: RaiseGlobalIncarnationOf :execrows
+-- Unless the home is another already.
+UPDATE pawl.global_home SET incarnation = incarnation + 1 WHERE to_hex(incarnation) = split_part(@home::text, '.', 3);
 
 -- name: DecideGlobalByHand :one
 -- An operator's: first come, first served. committed: what is decided.

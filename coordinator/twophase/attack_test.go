@@ -9,12 +9,46 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pawl-dev/pawl/coordinator/twophase"
 	"github.com/pawl-dev/pawl/db/dbtest"
 )
+
+// overdue names a branch of a transaction that began here and whose deadline has passed.
+func (b *bank) overdue() twophase.BranchID {
+	b.Helper()
+	id := twophase.BranchID{Namespace: 1, ID: uuid.Must(uuid.NewV7()), Deadline: time.Unix(1, 0)}
+	if err := b.pool.QueryRow(b.Context(), "SELECT home FROM pawl.global_here()").Scan(&id.Home); err != nil {
+		b.Fatal(err)
+	}
+	return id
+}
+
+// leave leaves a branch prepared that added n at a participant.
+func (b *bank) leave(id twophase.BranchID, p *twophase.PostgresDB, n int) {
+	b.Helper()
+	b.leaveDone(id, p, "UPDATE account SET amount = amount + $1 WHERE id = 1", n)
+}
+
+// leaveDone leaves a branch prepared that did something.
+func (b *bank) leaveDone(id twophase.BranchID, p *twophase.PostgresDB, sql string, args ...any) {
+	b.Helper()
+	id.Participant = p.Name()
+	one, err := p.Begin(b.Context(), id)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer one.Close(b.Context())
+	if _, err := one.(interface{ Tx() pgx.Tx }).Tx().Exec(b.Context(), sql, args...); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := one.Prepare(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+}
 
 // with makes a manager of these participants.
 func (b *bank) with(all ...twophase.Participant) *twophase.Manager {
@@ -256,3 +290,164 @@ func (d *depths) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.Trac
 }
 
 func (*depths) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// A database that was restored stays so when its log is as far as it was: nothing is presumed then either.
+func TestRecover_restoredAndGrown(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	m := b.manager()
+	b.recover(m, 0, 0, 0)
+	id := b.overdue()
+	b.leave(id, b.east, 7)
+	b.exec("east", "UPDATE pawl_branch.home SET lsn = lsn + 200000")
+	b.recover(m, 0, 0, 1)
+	var grown bool
+	for !grown && t.Context().Err() == nil {
+		b.exec("own", "CREATE TABLE IF NOT EXISTS grows (text text); INSERT INTO grows SELECT repeat('x', 1000) FROM generate_series(1, 100)")
+		var lsn int64
+		if err := b.pool.QueryRow(t.Context(), "SELECT lsn - '0/0' FROM pawl.global_here()").Scan(&lsn); err != nil {
+			t.Fatal(err)
+		}
+		grown = b.count("east", "SELECT count(*) FROM pawl_branch.home WHERE lsn > $1", lsn) == 0
+	}
+	for _, m := range []*twophase.Manager{m, b.manager()} {
+		b.recover(m, 0, 0, 1)
+	}
+	if err := m.Resolve(t.Context(), id.ID.String(), true, "Ada", "it was committed elsewhere"); err != nil {
+		t.Fatal(err)
+	}
+	b.recover(m, 1, 0, 0)
+	b.want(7, 0, 0)
+	if n := b.count("own", "SELECT incarnation FROM pawl.global_home"); n != 1 {
+		t.Errorf("got incarnation %d, want 1: it was restored once", n)
+	}
+	again := b.overdue() // begun since
+	b.leave(again, b.east, 1)
+	b.recover(m, 0, 1, 0)
+}
+
+// A pass that began before a restore, or a fail-over, presumes nothing behind it.
+func TestRecover_restoredMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	b.leave(b.overdue(), b.east, 7)
+	east := &asked{Participant: b.east, prepared: func() {
+		if _, err := b.manager().Restored(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}}
+	b.recover(b.with(east), 0, 0, 1)
+	b.recover(b.manager(), 0, 0, 1)
+	if n := b.count("own", "SELECT count(*) FROM pawl.global_decision"); n != 0 {
+		t.Errorf("got %d decisions, want none", n)
+	}
+	b.byHand("east", "ROLLBACK")
+}
+
+// asked is a participant that does something first when it is asked.
+type asked struct {
+	twophase.Participant
+	prepared  func()
+	witnessed func(context.Context)
+}
+
+func (p *asked) Prepared(ctx context.Context) ([]twophase.Prepared, error) {
+	all, err := p.Participant.Prepared(ctx)
+	if p.prepared != nil {
+		p.prepared()
+	}
+	return all, err
+}
+
+func (p *asked) Witnessed(ctx context.Context, id twophase.BranchID) (bool, error) {
+	if p.witnessed != nil {
+		p.witnessed(ctx)
+	}
+	return p.Participant.Witnessed(ctx, id)
+}
+
+// Of a transaction that may still be decided there is nothing for a person to see, wherever it began.
+func TestRecover_otherHomeAtWork(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	id := b.overdue()
+	id.Deadline = time.Unix(4e9, 0)
+	b.leave(id, b.east, 7)
+	if _, err := b.manager().Restored(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.recover(b.manager(), 0, 0, 0)
+	b.byHand("east", "ROLLBACK")
+}
+
+// How far the log is counts on disk only: a crash of the server, which loses the rest, is no restore.
+func TestHome_onDisk(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	conn, err := b.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	for range 20 { // a writer of the log may be at it
+		var said, flushed int64
+		if _, err := conn.Exec(t.Context(), "SET synchronous_commit = off; CREATE TABLE IF NOT EXISTS lost (i int); INSERT INTO lost VALUES (1)"); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.QueryRow(t.Context(), "SELECT h.lsn - '0/0', pg_current_wal_flush_lsn() - '0/0' FROM pawl.global_here() h").Scan(&said, &flushed); err != nil || said > flushed {
+			t.Fatalf("got %d, of which %d is on disk; %v", said, flushed, err)
+		}
+	}
+}
+
+// Of one that is being decided this very moment, recovery goes on to the next.
+func TestRecover_deciding(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	first, second := b.overdue(), b.overdue()
+	b.leave(first, b.east, 0)
+	b.leaveDone(second, b.east, "INSERT INTO account VALUES (2, 0)")
+	own, err := b.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = own.Rollback(t.Context()) }()
+	if _, err := own.Exec(t.Context(), "SELECT pawl.global_abort(1::smallint, ARRAY[$1]::uuid[], 'who', 'why')", first.ID.String()); err != nil {
+		t.Fatal(err)
+	}
+	b.recover(b.manager(), 0, 1, 0)
+	if err := own.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.recover(b.manager(), 0, 1, 0)
+	b.want(0, 0, 0)
+}
+
+// A participant that does not say whether it has committed what is aborted keeps nobody else from rolling back.
+func TestRecover_witnessSilent(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	const n = 3
+	for i := range n {
+		b.leaveDone(b.overdue(), b.east, "INSERT INTO account VALUES ($1, 0)", i+2)
+	}
+	west := &asked{Participant: b.west, witnessed: func(ctx context.Context) { <-ctx.Done() }}
+	b.recover(b.with(b.east, west), 0, n, 0)
+}
+
+// What is decided later than it says, as when a standby kept its COMMIT waiting, is done with all the same.
+func TestRecover_decidedLate(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	m := b.manager()
+	b.recover(m, 0, 0, 0)
+	id := b.overdue()
+	b.leave(id, b.east, 7)
+	id.Participant = ""
+	b.exec("own", `INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by)
+		VALUES (1, $1, clock_timestamp() - interval '10 min', true, $2, '{east}', 'a standby kept it')`, id.ID.String(), id.String())
+	b.recover(m, 1, 0, 0)
+	if n := b.count("own", "SELECT count(*) FROM pawl.global_end"); n != 1 {
+		t.Errorf("got %d ends, want 1", n)
+	}
+}

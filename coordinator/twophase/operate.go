@@ -182,10 +182,14 @@ func (m *Manager) Restored(ctx context.Context) (incarnation int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("restored: %w", wrap(err))
 	}
-	m.mu.Lock()
-	m.home = home{}
-	m.mu.Unlock()
+	m.forgetHome()
 	return int(n), nil
+}
+
+func (m *Manager) forgetHome() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.home = home{}
 }
 
 // Seen is a participant, as coordinators know it.

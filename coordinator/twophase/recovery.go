@@ -54,7 +54,8 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 		r      Recovery
 		mu     sync.Mutex
 		group  sync.WaitGroup
-		faults []error // of the coordinator's database
+		faults []error    // of the coordinator's database
+		found  []BranchID // one of each transaction that was presumed to be aborted
 	)
 	m.mu.Lock()
 	done := m.done
@@ -64,7 +65,7 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 		group.Go(func() {
 			ctx, stop := context.WithTimeout(ctx, recoverMax)
 			defer stop()
-			one, n, err := m.recoverAt(ctx, p, h)
+			one, presumed, n, err := m.recoverAt(ctx, p, h)
 			if err == nil && !done.IsZero() { // who has committed is asked again and again until all have
 				_, err = p.Forget(ctx, max(keep, h.At.Sub(done))+time.Hour, forgetMax)
 			}
@@ -77,14 +78,14 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 			mu.Lock()
 			defer mu.Unlock()
 			r.Committed, r.RolledBack, r.Doubts = r.Committed+one.Committed, r.RolledBack+one.RolledBack, r.Doubts+one.Doubts
-			faults = append(faults, fault)
+			faults, found = append(faults, fault), append(found, presumed...)
 			if err != nil {
 				at.errs[p.Name()], at.down[p.Name()] = err, n < 0 || ctx.Err() != nil
 			}
 		})
 	}
 	group.Wait()
-	faults = append(faults, m.finishDecided(ctx, h.At, at, &r), m.removeOld(ctx, keep, &r))
+	faults = append(faults, m.doubtPresumed(ctx, found, at, &r), m.finishDecided(ctx, h.At, at, &r), m.removeOld(ctx, keep, &r))
 	switch err := errors.Join(faults...); {
 	case err != nil:
 		return r, fmt.Errorf("recover: %w", wrap(err))
@@ -101,24 +102,26 @@ type hindrances struct {
 }
 
 // recoverAt settles what a participant has prepared: first that is listed, then what is decided is read. n is how many of this coordinator's it has; below 0: it could not be asked.
-func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalHomeRow) (r Recovery, n int, err error) {
+func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalHomeRow) (r Recovery, presumed []BranchID, n int, err error) {
 	first, stop := context.WithTimeout(ctx, reachMax)
 	defer stop()
 	prepared, err := p.Prepared(first)
 	if err != nil {
-		return r, -1, err
+		return r, nil, -1, err
 	}
 	prepared = slices.DeleteFunc(prepared, func(one Prepared) bool {
 		return cluster(one.Branch.Home) != cluster(h.Home) || one.Branch.Namespace != m.conf.Namespace
 	})
 	farthest, err := p.See(first, h.Home, h.Lsn)
-	if err != nil {
-		return r, len(prepared), err
+	if err == nil && farthest > h.Lsn {
+		err = m.lookRestored(ctx, h.Home, farthest)
 	}
-	restored := farthest > h.Lsn && m.restored(ctx, farthest)
+	if err != nil {
+		return r, nil, len(prepared), err
+	}
 	decided, err := m.decisions(ctx, prepared)
 	if err != nil {
-		return r, len(prepared), err
+		return r, nil, len(prepared), err
 	}
 	still := []string{}
 	var faults []error
@@ -126,17 +129,23 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 		id := one.Branch.ID.String()
 		d, known := decided[id]
 		if !known {
+			if one.Branch.Deadline.After(h.At) {
+				continue
+			}
+			got, err := m.q.PresumeGlobal(ctx, db.PresumeGlobalParams{Ns: m.conf.Namespace, ID: id, Home: one.Branch.Home, DecidedBy: m.conf.Name, Reason: "recovery found it prepared past its deadline"})
 			switch {
-			case one.Branch.Home != h.Home || restored:
+			case db.Code(err) == "55P03": // somebody is deciding it
+				continue
+			case err != nil:
+				return r, presumed, len(prepared), err
+			case !got.Known:
 				still = append(still, id)
-				faults = append(faults, m.doubt(ctx, one.Branch, "undecided", fmt.Sprintf("prepared for a coordinator's database as it was at %s, which is now at %s: it was restored or failed over, and a decision may be lost", one.Branch.Home, h.Home)))
+				faults = append(faults, m.doubt(ctx, one.Branch, "undecided", fmt.Sprintf("prepared for a coordinator's database as it was at %s, which was restored or failed over since: a decision may be lost", one.Branch.Home)))
 				continue
-			case one.Branch.Deadline.After(h.At):
-				continue
+			case !got.Committed:
+				presumed = append(presumed, one.Branch)
 			}
-			if d, err = m.presume(ctx, one.Branch); err != nil {
-				return r, len(prepared), err
-			}
+			d = got.Committed
 		}
 		_, err := m.settle(ctx, p, one.Branch, d)
 		switch {
@@ -154,13 +163,21 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 	}
 	r.Doubts += len(still)
 	faults = append(faults, m.q.ClearGlobalDoubts(ctx, db.ClearGlobalDoubtsParams{Ns: m.conf.Namespace, Participant: p.Name(), Still: still}))
-	return r, len(prepared), errors.Join(faults...)
+	return r, presumed, len(prepared), errors.Join(faults...)
 }
 
-// restored tells whether the coordinator's database is really behind what a participant has seen of it, and not only this pass behind another.
-func (m *Manager) restored(ctx context.Context, farthest int64) bool {
+// lookRestored looks whether the coordinator's database is really behind what a participant has seen of it, and not only this pass behind another. Then it was restored, which is noted for good: its log will be as far again.
+func (m *Manager) lookRestored(ctx context.Context, at string, farthest int64) error {
 	h, err := m.q.ReadGlobalHome(ctx)
-	return err != nil || h.Lsn < farthest
+	if err != nil || h.Home != at || h.Lsn >= farthest {
+		return err
+	}
+	n, err := m.q.RaiseGlobalIncarnationOf(ctx, at)
+	if n > 0 {
+		m.conf.Logger.Error("coordinator's database is behind what participants have seen of it, so it was restored: nothing is presumed of transactions that began before", "home", at)
+		m.forgetHome()
+	}
+	return err
 }
 
 // decisions reads what is decided of branches.
@@ -171,29 +188,49 @@ func (m *Manager) decisions(ctx context.Context, prepared []Prepared) (map[strin
 		ids[i] = one.Branch.ID.String()
 	}
 	rows, err := m.q.ReadGlobalDecisions(ctx, db.ReadGlobalDecisionsParams{Ns: m.conf.Namespace, IDs: ids})
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, d := range rows {
 		decided[d.ID] = d.Committed
+		if d.Committed && !d.Ended && !d.DecidedAt.After(m.done) { // it was visible too late, or the clock was set back
+			m.done = d.DecidedAt.Add(-time.Microsecond)
+		}
 	}
 	return decided, err
 }
 
-// presume aborts a transaction that is past its deadline, unless somebody was first. Where a participant has committed it all the same, by hand, that is mixed.
-func (m *Manager) presume(ctx context.Context, b BranchID) (committed bool, err error) {
-	id := b.ID.String()
-	if err := m.q.AbortGlobal(ctx, db.AbortGlobalParams{Ns: m.conf.Namespace, IDs: []string{id}, DecidedBy: m.conf.Name, Reason: "recovery found it prepared past its deadline"}); err != nil {
-		return false, err
-	}
-	if committed, err = m.Outcome(ctx, id); err != nil || committed {
-		return committed, err
-	}
-	for _, p := range m.participants {
-		if done, err := p.Witnessed(ctx, b.at(p.Name())); err == nil && done {
-			if err := m.doubt(ctx, b.at(p.Name()), "mixed", "it was committed there by hand, and is aborted"); err != nil {
-				return false, err
-			}
+// doubtPresumed looks whether somebody has committed by hand, at any participant, what was presumed to be aborted. It comes last: a participant may let nobody look while the branch is prepared there.
+func (m *Manager) doubtPresumed(ctx context.Context, presumed []BranchID, at hindrances, r *Recovery) error {
+	asked, stop := context.WithTimeout(ctx, reachMax)
+	defer stop()
+	var mu sync.Mutex
+	var group sync.WaitGroup
+	mixed := map[BranchID]bool{}
+	for name, p := range m.participants {
+		if at.down[name] {
+			continue
 		}
+		group.Go(func() {
+			for _, b := range presumed {
+				done, err := p.Witnessed(asked, b.at(name))
+				if err != nil {
+					return
+				}
+				if done {
+					mu.Lock()
+					mixed[b.at(name)] = true
+					mu.Unlock()
+				}
+			}
+		})
 	}
-	return false, nil
+	group.Wait()
+	var faults []error
+	for b := range mixed {
+		r.Doubts++
+		faults = append(faults, m.doubt(ctx, b, "mixed", "it was committed there by hand, and is aborted"))
+	}
+	return errors.Join(faults...)
 }
 
 // settle ends a prepared branch, and says what became of one that is not there: nil where it is as decided, else a MixedError, which is written down (isNoted), unless it says why not. did: it was there, and is ended now.
