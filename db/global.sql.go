@@ -462,6 +462,37 @@ func (q *Queries) ReadGlobalHome(ctx context.Context) (ReadGlobalHomeRow, error)
 	return i, err
 }
 
+const readGlobalOpen = `-- name: ReadGlobalOpen :many
+SELECT d.id::text AS id FROM pawl.global_decision d
+WHERE d.ns = $1::smallint AND d.id = ANY (CAST($2::text[] AS uuid[])) AND d.committed AND NOT EXISTS (SELECT FROM pawl.global_end e WHERE e.ns = d.ns AND e.id = d.id) LIMIT cardinality($2::text[])
+`
+
+type ReadGlobalOpenParams struct {
+	Ns  int16
+	IDs []string
+}
+
+// Those of ids that are committed, and not noted as committed everywhere.
+func (q *Queries) ReadGlobalOpen(ctx context.Context, arg ReadGlobalOpenParams) ([]string, error) {
+	rows, err := q.db.Query(ctx, readGlobalOpen, arg.Ns, arg.IDs)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const readGlobalUnfinished = `-- name: ReadGlobalUnfinished :one
 SELECT ids::text[] AS ids, branches::text[] AS branches, participants::text[] AS participants, last AS last, coalesce(last_id::text, '')::text AS last_id, open_at AS open_at
 FROM pawl.global_unfinished($1::smallint, $2::timestamptz, CAST($3::text AS uuid), $4::interval, $5::int)

@@ -30,6 +30,11 @@ SELECT d.id::text AS id, d.decided_at, d.committed, d.participants, d.decided_by
 FROM pawl.global_decision d
 WHERE d.ns = @ns::smallint AND d.id = ANY (CAST(@ids::text[] AS uuid[])) LIMIT cardinality(@ids::text[]);
 
+-- name: ReadGlobalOpen :many
+-- Those of ids that are committed, and not noted as committed everywhere.
+SELECT d.id::text AS id FROM pawl.global_decision d
+WHERE d.ns = @ns::smallint AND d.id = ANY (CAST(@ids::text[] AS uuid[])) AND d.committed AND NOT EXISTS (SELECT FROM pawl.global_end e WHERE e.ns = d.ns AND e.id = d.id) LIMIT cardinality(@ids::text[]);
+
 -- name: ReadGlobalUnfinished :one
 -- last NULL: the round is over. open_at NULL: all that were looked at are done.
 SELECT ids::text[] AS ids, branches::text[] AS branches, participants::text[] AS participants, last AS last, coalesce(last_id::text, '')::text AS last_id, open_at AS open_at

@@ -451,3 +451,70 @@ func TestRecover_decidedLate(t *testing.T) {
 		t.Errorf("got %d ends, want 1", n)
 	}
 }
+
+// Who was committed long after he was prepared, as where a person had to decide, is asked again until all are: his witness is old at once, and stays.
+func TestRecover_resolvedLate(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	m := b.manager()
+	b.recover(m, 0, 0, 0)
+	id := b.overdue()
+	for _, p := range []*twophase.PostgresDB{b.east, b.west} {
+		b.exec(p.Name(), "ALTER TABLE pawl_branch.witness ALTER at SET DEFAULT clock_timestamp() - interval '30 h'")
+		b.leave(id, p, 7)
+	}
+	if _, err := m.Restored(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.recover(m, 0, 0, 2)
+	if err := m.Resolve(t.Context(), id.ID.String(), true, "Ada", "on Monday"); err != nil {
+		t.Fatal(err)
+	}
+	b.recover(m, 2, 0, 0)
+	b.exec("own", "UPDATE pawl.global_decision SET decided_at = decided_at - interval '10 s'")
+	b.recover(m, 0, 0, 0)
+	b.want(7, 7, 0)
+	b.recover(m, 0, 0, 0) // all are done now
+	if n := b.count("east", "SELECT count(*) FROM pawl_branch.witness") + b.count("west", "SELECT count(*) FROM pawl_branch.witness"); n != 0 {
+		t.Errorf("got %d witnesses, want none", n)
+	}
+}
+
+// The witnesses of other coordinators, and of other namespaces, which may need them longer, are theirs.
+func TestRecover_othersWitnesses(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	theirs := b.overdue()
+	theirs.Participant = "east"
+	own := theirs
+	own.ID = uuid.New()
+	elsewhere := theirs
+	elsewhere.Home = "00000000000000aa.1.0"
+	theirs.Namespace = 12
+	for _, id := range []twophase.BranchID{own, theirs, elsewhere} {
+		b.exec("east", "INSERT INTO pawl_branch.witness (branch, at) VALUES ($1, clock_timestamp() - interval '30 h')", id.String())
+	}
+	m := b.manager()
+	b.recover(m, 0, 0, 0)
+	b.recover(m, 0, 0, 0)
+	if n := b.count("east", "SELECT count(*) FROM pawl_branch.witness"); n != 2 {
+		t.Errorf("got %d witnesses, want the two of others", n)
+	}
+}
+
+// What another node has finished and forgotten while this one was on its way to it is not taken for lost.
+func TestRecover_forgottenMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	id := b.overdue()
+	id.Participant = ""
+	b.exec("own", `INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by)
+		VALUES (1, $1, clock_timestamp() - interval '30 h', true, $2, '{east}', 'who')`, id.ID.String(), id.String())
+	east := &asked{Participant: b.east, witnessed: func(context.Context) {
+		b.exec("own", "SELECT pawl.global_ended(1::smallint, ARRAY[$1]::uuid[])", id.ID.String())
+	}}
+	b.recover(b.with(east), 0, 0, 0)
+	if n := b.count("own", "SELECT count(*) FROM pawl.global_doubt"); n != 0 {
+		t.Errorf("got %d doubts", n)
+	}
+}

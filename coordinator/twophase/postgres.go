@@ -160,10 +160,19 @@ func (p *PostgresDB) See(ctx context.Context, home string, lsn int64) (farthest 
 	return farthest, p.wrap("see", err)
 }
 
-// Forget removes old witnesses.
-func (p *PostgresDB) Forget(ctx context.Context, keep time.Duration, limit int) (removed int, err error) {
-	tag, err := p.pool.Exec(ctx, `DELETE FROM pawl_branch.witness w USING (
-		SELECT branch FROM pawl_branch.witness WHERE at < clock_timestamp() - $1::interval ORDER BY at LIMIT $2) old WHERE w.branch = old.branch`, keep, limit)
+// Old lists old witnesses.
+func (p *PostgresDB) Old(ctx context.Context, begins string, age time.Duration, limit int) ([]string, error) {
+	rows, err := p.pool.Query(ctx, "SELECT branch FROM pawl_branch.witness WHERE at < clock_timestamp() - $1::interval AND starts_with(branch, $2) ORDER BY at LIMIT $3", age, begins, limit)
+	if err != nil {
+		return nil, p.wrap("list witnesses", err)
+	}
+	branches, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return branches, p.wrap("list witnesses", err)
+}
+
+// Forget removes witnesses.
+func (p *PostgresDB) Forget(ctx context.Context, branches []string) (removed int, err error) {
+	tag, err := p.pool.Exec(ctx, "DELETE FROM pawl_branch.witness WHERE branch = ANY ($1)", branches)
 	return int(tag.RowsAffected()), p.wrap("forget", err)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -57,17 +58,14 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 		faults []error    // of the coordinator's database
 		found  []BranchID // one of each transaction that was presumed to be aborted
 	)
-	m.mu.Lock()
-	done := m.done
-	m.mu.Unlock()
 	at := hindrances{errs: map[string]error{}, down: map[string]bool{}}
 	for _, p := range m.participants {
 		group.Go(func() {
 			ctx, stop := context.WithTimeout(ctx, recoverMax)
 			defer stop()
 			one, presumed, n, err := m.recoverAt(ctx, p, h)
-			if err == nil && !done.IsZero() { // who has committed is asked again and again until all have
-				_, err = p.Forget(ctx, max(keep, h.At.Sub(done))+time.Hour, forgetMax)
+			if err == nil {
+				err = m.forget(ctx, p, h.Home, keep+time.Hour)
 			}
 			see := db.SeeGlobalParticipantParams{Ns: m.conf.Namespace, Name: p.Name(), Kind: p.Kind(), Address: p.Address(), Prepared: int32(max(n, 0))}
 			if err != nil {
@@ -166,6 +164,35 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 	return r, presumed, len(prepared), errors.Join(faults...)
 }
 
+// forget removes witnesses that are older than keep. Those of transactions that are not known to be committed everywhere stay: who has committed is asked again and again until all have.
+func (m *Manager) forget(ctx context.Context, p Participant, home string, keep time.Duration) error {
+	old, err := p.Old(ctx, prefix+strconv.Itoa(int(m.conf.Namespace))+":"+cluster(home)+".", keep, forgetMax)
+	if err != nil || len(old) == 0 {
+		return err
+	}
+	ids := make([]string, len(old))
+	for i, name := range old {
+		b, _ := ParseBranchID(name)
+		ids[i] = b.ID.String()
+	}
+	open, err := m.q.ReadGlobalOpen(ctx, db.ReadGlobalOpenParams{Ns: m.conf.Namespace, IDs: ids})
+	if err != nil {
+		return err
+	}
+	kept := map[string]bool{}
+	for _, id := range open {
+		kept[id] = true
+	}
+	var gone []string
+	for i, name := range old {
+		if !kept[ids[i]] {
+			gone = append(gone, name)
+		}
+	}
+	_, err = p.Forget(ctx, gone)
+	return err
+}
+
 // lookRestored looks whether the coordinator's database is really behind what a participant has seen of it, and not only this pass behind another. Then it was restored, which is noted for good: its log will be as far again.
 func (m *Manager) lookRestored(ctx context.Context, at string, farthest int64) error {
 	h, err := m.q.ReadGlobalHome(ctx)
@@ -245,6 +272,10 @@ func (m *Manager) settle(ctx context.Context, p Participant, b BranchID, commit 
 	}
 	detail := "it was committed there by hand, and is aborted"
 	if commit {
+		rows, err := m.q.ReadGlobalDecisions(ctx, db.ReadGlobalDecisionsParams{Ns: m.conf.Namespace, IDs: []string{b.ID.String()}})
+		if err != nil || len(rows) == 0 || rows[0].Ended { // another has seen to it meanwhile, and the witness is forgotten
+			return false, err
+		}
 		detail = "it is committed, but not there: it was rolled back by hand, or lost with a restore"
 	}
 	m.conf.Logger.Error("global transaction is mixed: a participant did the opposite of what was decided", "id", b.ID, "participant", p.Name(), "detail", detail)
