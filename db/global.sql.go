@@ -98,11 +98,9 @@ func (q *Queries) DecideGlobal(ctx context.Context, arg DecideGlobalParams) ([]D
 	return items, nil
 }
 
-const decideGlobalByHand = `-- name: DecideGlobalByHand :one
-WITH n AS (
-  INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by, reason)
-  VALUES ($1::smallint, CAST($2::text AS uuid), clock_timestamp(), $3::boolean, $4::text, $5::text[], $6::text, $7::text) ON CONFLICT DO NOTHING RETURNING committed)
-SELECT coalesce((SELECT n.committed FROM n), (SELECT d.committed FROM pawl.global_decision d WHERE d.ns = $1::smallint AND d.id = CAST($2::text AS uuid)))::boolean AS committed
+const decideGlobalByHand = `-- name: DecideGlobalByHand :exec
+INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by, reason)
+VALUES ($1::smallint, CAST($2::text AS uuid), clock_timestamp(), $3::boolean, $4::text, $5::text[], $6::text, $7::text) ON CONFLICT DO NOTHING
 `
 
 type DecideGlobalByHandParams struct {
@@ -115,9 +113,9 @@ type DecideGlobalByHandParams struct {
 	Reason       string
 }
 
-// An operator's: first come, first served. committed: what is decided.
-func (q *Queries) DecideGlobalByHand(ctx context.Context, arg DecideGlobalByHandParams) (bool, error) {
-	row := q.db.QueryRow(ctx, decideGlobalByHand,
+// An operator's: first come, first served.
+func (q *Queries) DecideGlobalByHand(ctx context.Context, arg DecideGlobalByHandParams) error {
+	_, err := q.db.Exec(ctx, decideGlobalByHand,
 		arg.Ns,
 		arg.ID,
 		arg.Committed,
@@ -126,9 +124,7 @@ func (q *Queries) DecideGlobalByHand(ctx context.Context, arg DecideGlobalByHand
 		arg.Actor,
 		arg.Reason,
 	)
-	var committed bool
-	err := row.Scan(&committed)
-	return committed, err
+	return err
 }
 
 const doubtGlobal = `-- name: DoubtGlobal :exec

@@ -85,9 +85,7 @@ UPDATE pawl.global_home SET incarnation = incarnation + 1 RETURNING incarnation;
 -- Unless the home is another already.
 UPDATE pawl.global_home SET incarnation = incarnation + 1 WHERE to_hex(incarnation) = split_part(@home::text, '.', 3);
 
--- name: DecideGlobalByHand :one
--- An operator's: first come, first served. committed: what is decided.
-WITH n AS (
-  INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by, reason)
-  VALUES (@ns::smallint, CAST(@id::text AS uuid), clock_timestamp(), @committed::boolean, @branch::text, @participants::text[], @actor::text, @reason::text) ON CONFLICT DO NOTHING RETURNING committed)
-SELECT coalesce((SELECT n.committed FROM n), (SELECT d.committed FROM pawl.global_decision d WHERE d.ns = @ns::smallint AND d.id = CAST(@id::text AS uuid)))::boolean AS committed;
+-- name: DecideGlobalByHand :exec
+-- An operator's: first come, first served.
+INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by, reason)
+VALUES (@ns::smallint, CAST(@id::text AS uuid), clock_timestamp(), @committed::boolean, @branch::text, @participants::text[], @actor::text, @reason::text) ON CONFLICT DO NOTHING;

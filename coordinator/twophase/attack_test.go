@@ -518,3 +518,96 @@ func TestRecover_forgottenMeanwhile(t *testing.T) {
 		t.Errorf("got %d doubts", n)
 	}
 }
+
+// A function that ends a branch in SQL gets an error, and the others nothing.
+func TestCommit_endedWithin(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	m := b.manager()
+	for _, names := range []string{"east", "own", "east west", "east own", "west east own"} {
+		for _, wrote := range []bool{false, true} {
+			where := strings.Fields(names)[0]
+			err := m.Run(t.Context(), func(ctx context.Context, tx *twophase.Tx) error {
+				for _, name := range strings.Fields(names) {
+					n := 1
+					if name == where && !wrote {
+						n = 0
+					}
+					if err := b.add(ctx, tx, name, n); err != nil {
+						return err
+					}
+				}
+				get := map[string]func(context.Context, *twophase.Tx) (pgx.Tx, error){
+					"east": b.east.Tx, "west": b.west.Tx, "own": func(ctx context.Context, tx *twophase.Tx) (pgx.Tx, error) { return tx.Own(ctx) },
+				}
+				one, err := get[where](ctx, tx)
+				if err != nil {
+					return err
+				}
+				_, err = one.Exec(ctx, "ROLLBACK")
+				return err
+			})
+			if !errors.Is(err, twophase.ErrAborted) || !errors.Is(err, twophase.ErrEnded) {
+				t.Errorf("%s, wrote %t: got %v, want ErrAborted and ErrEnded", names, wrote, err)
+			}
+			b.want(0, 0, 0)
+		}
+	}
+}
+
+// What a participant has committed nobody rolls back at the others.
+func TestResolve_committed(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	m := b.manager()
+	id := b.overdue()
+	b.leave(id, b.east, 7)
+	b.byHand("east", "COMMIT") // as a decision had it that is lost
+	b.leave(id, b.west, 7)
+	if _, err := m.Restored(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.recover(m, 0, 0, 1)
+	if err := m.Resolve(t.Context(), id.ID.String(), false, "Ada", "why"); !errors.Is(err, twophase.ErrDecided) || !strings.Contains(err.Error(), "east") {
+		t.Errorf("got %v, want ErrDecided and east", err)
+	}
+	if err := m.Resolve(t.Context(), id.ID.String(), true, "Ada", "why"); err != nil {
+		t.Error(err)
+	}
+	b.recover(m, 1, 0, 0)
+	b.want(7, 7, 0)
+}
+
+// Of two who decide at the same time the second is told so.
+func TestResolve_race(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	m := b.manager()
+	id := b.overdue()
+	b.leave(id, b.east, 7)
+	if _, err := m.Restored(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.recover(m, 0, 0, 1)
+	other, err := b.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Rollback(t.Context()) }()
+	if _, err := other.Exec(t.Context(), "SELECT pawl.global_abort(1::smallint, ARRAY[$1]::uuid[], 'Bob', 'why')", id.ID.String()); err != nil {
+		t.Fatal(err)
+	}
+	ends := make(chan error, 1)
+	go func() { ends <- m.Resolve(t.Context(), id.ID.String(), true, "Ada", "why") }()
+	for b.count("own", "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == 0 && t.Context().Err() == nil {
+		b.exec("own", "SELECT pg_sleep(0.002)")
+	}
+	if err := other.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ends; !errors.Is(err, twophase.ErrDecided) {
+		t.Errorf("got %v, want ErrDecided", err)
+	}
+	b.recover(m, 0, 1, 0)
+	b.want(0, 0, 0)
+}

@@ -228,36 +228,41 @@ func (m *Manager) decisions(ctx context.Context, prepared []Prepared) (map[strin
 
 // doubtPresumed looks whether somebody has committed by hand, at any participant, what was presumed to be aborted. It comes last: a participant may let nobody look while the branch is prepared there.
 func (m *Manager) doubtPresumed(ctx context.Context, presumed []BranchID, at hindrances, r *Recovery) error {
-	asked, stop := context.WithTimeout(ctx, reachMax)
+	var faults []error
+	for b := range m.witnessed(ctx, presumed, at.down) {
+		r.Doubts++
+		faults = append(faults, m.doubt(ctx, b, "mixed", "it was committed there by hand, and is aborted"))
+	}
+	return errors.Join(faults...)
+}
+
+// witnessed gives the branches of these transactions that participants have certainly committed. It takes 4 s at most, and then knows less.
+func (m *Manager) witnessed(ctx context.Context, transactions []BranchID, down map[string]bool) map[BranchID]bool {
+	ctx, stop := context.WithTimeout(ctx, reachMax)
 	defer stop()
 	var mu sync.Mutex
 	var group sync.WaitGroup
-	mixed := map[BranchID]bool{}
+	committed := map[BranchID]bool{}
 	for name, p := range m.participants {
-		if at.down[name] {
+		if down[name] {
 			continue
 		}
 		group.Go(func() {
-			for _, b := range presumed {
-				done, err := p.Witnessed(asked, b.at(name))
+			for _, b := range transactions {
+				done, err := p.Witnessed(ctx, b.at(name))
 				if err != nil {
 					return
 				}
 				if done {
 					mu.Lock()
-					mixed[b.at(name)] = true
+					committed[b.at(name)] = true
 					mu.Unlock()
 				}
 			}
 		})
 	}
 	group.Wait()
-	var faults []error
-	for b := range mixed {
-		r.Doubts++
-		faults = append(faults, m.doubt(ctx, b, "mixed", "it was committed there by hand, and is aborted"))
-	}
-	return errors.Join(faults...)
+	return committed
 }
 
 // settle ends a prepared branch, and says what became of one that is not there: nil where it is as decided, else a MixedError, which is written down (isNoted), unless it says why not. did: it was there, and is ended now.
