@@ -87,7 +87,7 @@ func TestMySQL_lostReplies(t *testing.T) {
 					l.statement = "XA COMMIT"
 				}
 				through := twophase.MySQL("south", l.open(t, s.dsn))
-				m := s.bank.with(s.east, through)
+				m := s.with(s.east, through)
 				no := errors.New("no")
 				err := m.Run(t.Context(), func(ctx context.Context, tx *twophase.Tx) error {
 					conn, err := through.Conn(ctx, tx)

@@ -25,8 +25,8 @@ type PostgresDB struct {
 // Postgres makes a participant of a database. Its max_prepared_transactions must be above 0, and all who prepare and recover must be of one role, or the latter a superuser.
 func Postgres(name string, pool *pgxpool.Pool) *PostgresDB { return &PostgresDB{name, pool} }
 
-// Tx gives the transaction's branch here, which begins at the first call; READ COMMITTED. The global transaction ends it. It may not use temporary tables, LISTEN, NOTIFY, WITH HOLD cursors or exported
-// snapshots, which Postgres does not prepare. Not safe for concurrent use; branches at different participants may be used at the same time.
+// Tx gives the transaction's branch here, which begins at the first call; READ COMMITTED. The global transaction ends it. It may not use temporary or foreign tables, LISTEN, NOTIFY, WITH HOLD
+// cursors or exported snapshots, which Postgres does not prepare: where a branch has changed nothing else, it counts as one that has only read, and that is undone without a word. Not safe for concurrent use; branches at different participants may be used at the same time.
 func (p *PostgresDB) Tx(ctx context.Context, t *Tx) (pgx.Tx, error) {
 	b, err := t.enlist(ctx, p)
 	if err != nil {
@@ -111,7 +111,7 @@ func (p *PostgresDB) settle(ctx context.Context, conn *pgx.Conn, id BranchID, co
 	switch {
 	case db.Code(err) == "42704":
 		return ErrAbsent
-	case db.Code(err) == "55000" && strings.Contains(db.Message(err), "busy"):
+	case db.Code(err) == "55000": // here it says nothing else, in whatever language
 		return ErrBusy
 	}
 	return p.wrap("settle", err)
@@ -205,6 +205,9 @@ func (b *postgresBranch) Tx() pgx.Tx { return b.lent }
 
 // ReadOnly asks whether the transaction has an id, unless it is known to have written.
 func (b *postgresBranch) ReadOnly(ctx context.Context) (readOnly bool, err error) {
+	if err := intact(b.conn); err != nil {
+		return false, b.p.wrap("vote", err)
+	}
 	if b.lent.wrote.Load() {
 		return false, nil
 	}
@@ -231,6 +234,9 @@ const (
 // end sends the witness and the statement that ends the transaction, whose tag must be its own, in one message. In a transaction that has failed Postgres answers ROLLBACK, and no error.
 func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknown bool, err error) {
 	b.lent.Reclaim()
+	if err := intact(b.conn); err != nil {
+		return false, b.p.wrap("vote", err)
+	}
 	conn := b.conn.Conn()
 	if _, err := conn.Prepare(ctx, witnessName, witnessSQL); err != nil { // once a connection
 		return false, b.p.wrap("vote", err)
@@ -247,6 +253,14 @@ func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknow
 		return false, b.p.wrap("vote", fmt.Errorf("%w: %s", pgx.ErrTxCommitRollback, got))
 	}
 	return false, nil
+}
+
+// intact is ErrEnded if the function has ended the transaction on conn in SQL.
+func intact(conn *pgxpool.Conn) error {
+	if conn.Conn().PgConn().TxStatus() == 'I' {
+		return fmt.Errorf("%w, by SQL of the function: what that has committed stays", ErrEnded)
+	}
+	return nil
 }
 
 // Settle ends the prepared branch on the connection that prepared it.

@@ -263,6 +263,9 @@ func (t *Tx) commitOne(ctx context.Context, b *branch) error {
 
 // commitOwn commits the coordinator's own part, after a statement, which decides or is of no account.
 func (t *Tx) commitOwn(ctx context.Context, decides bool, statement string, args ...any) error {
+	if err := intact(t.own.conn); err != nil {
+		return err
+	}
 	ctx, stop := context.WithTimeout(ctx, decideMax)
 	defer stop()
 	unknown, err := t.own.tx.End(ctx, statement, args...)
