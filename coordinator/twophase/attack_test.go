@@ -480,7 +480,7 @@ func TestRecover_resolvedLate(t *testing.T) {
 	}
 }
 
-// The witnesses of other coordinators, and of other namespaces, which may need them longer, are theirs.
+// The witnesses of other coordinators, and of other namespaces, which may need them longer, are theirs, until they are very old.
 func TestRecover_othersWitnesses(t *testing.T) {
 	t.Parallel()
 	b := newBank(t)
@@ -493,12 +493,14 @@ func TestRecover_othersWitnesses(t *testing.T) {
 	theirs.Namespace = 12
 	for _, id := range []twophase.BranchID{own, theirs, elsewhere} {
 		b.exec("east", "INSERT INTO pawl_branch.witness (branch, at) VALUES ($1, clock_timestamp() - interval '30 h')", id.String())
+		id.ID = uuid.New()
+		b.exec("east", "INSERT INTO pawl_branch.witness (branch, at) VALUES ($1, clock_timestamp() - interval '91 days')", id.String())
 	}
 	m := b.manager()
 	b.recover(m, 0, 0, 0)
 	b.recover(m, 0, 0, 0)
 	if n := b.count("east", "SELECT count(*) FROM pawl_branch.witness"); n != 2 {
-		t.Errorf("got %d witnesses, want the two of others", n)
+		t.Errorf("got %d witnesses, want the two of others that are not very old", n)
 	}
 }
 
@@ -610,4 +612,62 @@ func TestResolve_race(t *testing.T) {
 	}
 	b.recover(m, 0, 1, 0)
 	b.want(0, 0, 0)
+}
+
+// Where the connection is lost while the server is still at the COMMIT that decides, what it comes to is waited for.
+func TestOwn_committing(t *testing.T) {
+	t.Parallel()
+	for _, commits := range []bool{true, false} {
+		t.Run(fmt.Sprint(commits), func(t *testing.T) {
+			t.Parallel()
+			b := newBank(t)
+			b.exec("own", "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(7); IF (SELECT amount FROM account WHERE id = 2) = 0 THEN RAISE 'no'; END IF; RETURN NULL; END $$")
+			b.exec("own", "CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON account DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()")
+			b.exec("own", "INSERT INTO account VALUES (2, $1)", map[bool]int{true: 1}[commits])
+			lock, err := b.pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = lock.Rollback(t.Context()) }()
+			if _, err := lock.Exec(t.Context(), "SELECT pg_advisory_xact_lock(7)"); err != nil {
+				t.Fatal(err)
+			}
+			proxy, pool := dbtest.NewProxy(t, b.pool, 4)
+			m, err := twophase.New(pool, twophase.Config{Logger: slog.New(slog.DiscardHandler)}, b.east, b.west)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ends := make(chan error, 1)
+			go func() {
+				ends <- m.Run(t.Context(), func(ctx context.Context, tx *twophase.Tx) error {
+					if err := b.add(ctx, tx, "east", 1); err != nil {
+						return err
+					}
+					own, err := tx.Own(ctx)
+					if err == nil {
+						_, err = own.Exec(ctx, "UPDATE account SET amount = amount - 1 WHERE id = 1")
+					}
+					proxy.Commit.Store(dbtest.HoldReply)
+					return err
+				})
+			}()
+			waiting := func(n int) {
+				for b.count("own", "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") != n && t.Context().Err() == nil {
+					b.exec("own", "SELECT pg_sleep(0.002)")
+				}
+			}
+			waiting(1)
+			proxy.CutOld()
+			waiting(2) // who asks, too
+			if err := lock.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-ends; (err == nil) != commits || !commits && !errors.Is(err, twophase.ErrAborted) {
+				t.Errorf("got %v, want committed %t", err, commits)
+			}
+			b.exec("own", "DELETE FROM account WHERE id = 2")
+			n := map[bool]int{true: 1}[commits]
+			b.want(n, 0, -n)
+		})
+	}
 }

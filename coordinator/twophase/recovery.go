@@ -19,12 +19,13 @@ const (
 	// KeepDefault is how long decisions, and the witnesses at participants, are kept.
 	KeepDefault = 24 * time.Hour
 
-	recoverMax     = 10 * time.Second // how long a recovery is at one participant
-	reachMax       = 4 * time.Second  // how long it waits for one that does not answer: less than from one pass to the next
-	unfinishedWait = 5 * time.Second  // how long the manager that decided has to finish it
-	doneLag        = time.Minute      // how late a decision may be visible
-	unfinishedMax  = 10_000           // decisions looked at in one transaction
-	forgetMax      = 10_000           // witnesses removed in one transaction
+	recoverMax     = 10 * time.Second    // how long a recovery is at one participant
+	reachMax       = 4 * time.Second     // how long it waits for one that does not answer: less than from one pass to the next
+	unfinishedWait = 5 * time.Second     // how long the manager that decided has to finish it
+	doneLag        = time.Minute         // how late a decision may be visible
+	unfinishedMax  = 10_000              // decisions looked at in one transaction
+	forgetMax      = 10_000              // witnesses removed in one transaction
+	othersKeep     = 90 * 24 * time.Hour // how long those of other coordinators are kept, which may be gone
 )
 
 // Recovery is what a pass of Recover found and did.
@@ -164,9 +165,18 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 	return r, presumed, len(prepared), errors.Join(faults...)
 }
 
-// forget removes witnesses that are older than keep. Those of transactions that are not known to be committed everywhere stay: who has committed is asked again and again until all have.
+// forget removes witnesses that are older than keep. Those of transactions that are not known to be committed everywhere stay: who has committed is asked again and again until all have. Other coordinators', of whose
+// transactions nobody here knows, stay for othersKeep.
 func (m *Manager) forget(ctx context.Context, p Participant, home string, keep time.Duration) error {
-	old, err := p.Old(ctx, prefix+strconv.Itoa(int(m.conf.Namespace))+":"+cluster(home)+".", keep, forgetMax)
+	ours := prefix + strconv.Itoa(int(m.conf.Namespace)) + ":" + cluster(home) + "."
+	others, err := p.Old(ctx, prefix, othersKeep, forgetMax)
+	if others = slices.DeleteFunc(others, func(name string) bool { return strings.HasPrefix(name, ours) }); err == nil && len(others) > 0 {
+		_, err = p.Forget(ctx, others)
+	}
+	if err != nil {
+		return err
+	}
+	old, err := p.Old(ctx, ours, keep, forgetMax)
 	if err != nil || len(old) == 0 {
 		return err
 	}

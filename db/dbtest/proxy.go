@@ -164,6 +164,11 @@ func (p *Proxy) serve(client net.Conn) {
 // CutAll closes all connections and lets no new one through.
 func (p *Proxy) CutAll() {
 	p.refuse.Store(true)
+	p.CutOld()
+}
+
+// CutOld closes all connections that there are.
+func (p *Proxy) CutOld() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range p.conns {
