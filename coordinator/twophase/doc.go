@@ -15,6 +15,7 @@
 //	Situation                               | Error                     | What to do
 //	nothing was committed                   | ErrAborted, with why      | do it again from the beginning
 //	the commit point's reply was lost       | ErrUnknown                | ask Outcome later; recovery makes all agree
+//	the same, and only one has written      | ErrUnknown                | look there: Outcome knows nothing of it
 //	a participant did the opposite          | MixedError                | put it right by hand, then "pawl tx resolve"
 //	no prepared transactions there          | ErrCannotPrepare          | raise max_prepared_transactions; see "pawl doctor"
 //	a participant lacks its tables          | ErrNotSetUp               | call Setup, or "pawl tx setup"

@@ -14,7 +14,7 @@ import (
 var (
 	// ErrAborted: nothing of the transaction was committed, anywhere. The error says why. It can be done again from the beginning.
 	ErrAborted = errors.New("twophase: aborted")
-	// ErrUnknown: nobody could be asked whether the transaction is committed. Recovery finds out, and makes all participants agree; Manager.Outcome tells.
+	// ErrUnknown: nobody could be asked whether the transaction is committed. Recovery finds out, and makes all participants agree; Manager.Outcome tells, unless only one database wrote: that alone knows.
 	ErrUnknown = errors.New("twophase: outcome unknown")
 	// ErrEnded: the transaction has been committed or rolled back before.
 	ErrEnded = errors.New("twophase: the transaction has ended")

@@ -166,6 +166,7 @@ func (m *Manager) here(ctx context.Context) (home, error) {
 }
 
 // Outcome tells whether a transaction is committed, by its id: what is decided, and false with ErrNotFound where nothing is, which may still come before its deadline.
+// Of one in which a single database has written, the coordinator's or a participant's, nothing is ever decided here.
 func (m *Manager) Outcome(ctx context.Context, id string) (committed bool, err error) {
 	if _, err := uuid.Parse(id); err != nil {
 		return false, fmt.Errorf("%w: %q is no id of a global transaction", ErrInvalid, id)
