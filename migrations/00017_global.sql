@@ -64,13 +64,13 @@ CREATE TABLE pawl.global_participant (
   PRIMARY KEY (ns, name)
 );
 
--- Where and when a global transaction begins: its branches tell the cluster, the timeline and the incarnation, so that nothing is presumed of those from elsewhere or from before a restore. lsn: how far the log is on disk,
+-- Where and when a global transaction begins: its branches tell the database (cluster and oid, in one number), the timeline and the incarnation, so that nothing is presumed of those from elsewhere or from before a restore. lsn: how far the log is on disk,
 -- which a crash does not set back.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.global_here(OUT home text, OUT at timestamptz, OUT lsn pg_lsn)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  home := lpad(to_hex(pawl.cluster()), 16, '0') || '.' || to_hex(pawl.timeline()) || '.' || to_hex((SELECT h.incarnation FROM pawl.global_home h));
+  home := lpad(to_hex(hashint8extended(pawl.cluster(), (SELECT d.oid::bigint FROM pg_database d WHERE d.datname = current_database()))), 16, '0') || '.' || to_hex(pawl.timeline()) || '.' || to_hex((SELECT h.incarnation FROM pawl.global_home h));
   at := clock_timestamp();
   lsn := pg_current_wal_flush_lsn();
 END $$;

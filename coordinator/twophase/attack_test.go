@@ -671,3 +671,22 @@ func TestOwn_committing(t *testing.T) {
 		})
 	}
 }
+
+// A coordinator in another database of the same server leaves alone what this one has prepared at a participant that they share.
+func TestRecover_otherDatabase(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	b.recover(b.manager(), 0, 0, 0)
+	id := b.overdue()
+	b.leave(id, b.east, 7)
+	id.Participant = ""
+	b.exec("own", `INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by)
+		VALUES (1, $1, clock_timestamp(), true, $2, '{east}', 'who')`, id.ID.String(), id.String())
+	other, err := twophase.New(dbtest.New(t), twophase.Config{Logger: slog.New(slog.DiscardHandler)}, b.east, b.west)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.recover(other, 0, 0, 0)
+	b.recover(b.manager(), 1, 0, 0)
+	b.want(7, 0, 0)
+}

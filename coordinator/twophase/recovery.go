@@ -109,7 +109,7 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 		return r, nil, -1, err
 	}
 	prepared = slices.DeleteFunc(prepared, func(one Prepared) bool {
-		return cluster(one.Branch.Home) != cluster(h.Home) || one.Branch.Namespace != m.conf.Namespace
+		return database(one.Branch.Home) != database(h.Home) || one.Branch.Namespace != m.conf.Namespace
 	})
 	farthest, err := p.See(first, h.Home, h.Lsn)
 	if err == nil && farthest > h.Lsn {
@@ -168,7 +168,7 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 // forget removes witnesses that are older than keep. Those of transactions that are not known to be committed everywhere stay: who has committed is asked again and again until all have. Other coordinators', of whose
 // transactions nobody here knows, stay for othersKeep.
 func (m *Manager) forget(ctx context.Context, p Participant, home string, keep time.Duration) error {
-	ours := prefix + strconv.Itoa(int(m.conf.Namespace)) + ":" + cluster(home) + "."
+	ours := prefix + strconv.Itoa(int(m.conf.Namespace)) + ":" + database(home) + "."
 	others, err := p.Old(ctx, prefix, othersKeep, forgetMax)
 	if others = slices.DeleteFunc(others, func(name string) bool { return strings.HasPrefix(name, ours) }); err == nil && len(others) > 0 {
 		_, err = p.Forget(ctx, others)
