@@ -171,11 +171,11 @@ func TestCommit_silent(t *testing.T) {
 	defer stop()
 	ends := make(chan error, 1)
 	go func() {
-		ends <- b.with(east, b.west).Run(ctx, func(ctx context.Context, tx *twophase.Tx) error {
+		ends <- b.with(east, b.west).Run(ctx, patient(ctx, func(ctx context.Context, tx *twophase.Tx) error {
 			err := through.add(ctx, tx, "east", 1)
 			proxy.Commit.Store(dbtest.HoldReply)
 			return err
-		}, twophase.Timeout(time.Second))
+		}), twophase.Timeout(time.Second))
 	}()
 	select {
 	case err := <-ends:

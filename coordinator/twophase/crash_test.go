@@ -62,7 +62,7 @@ func child(urls, names []string, point string) error {
 	for _, name := range names {
 		amounts[name] = 7
 	}
-	return m.Run(ctx, b.transfer(amounts), twophase.Timeout(time.Second))
+	return m.Run(ctx, patient(ctx, b.transfer(amounts)), twophase.Timeout(time.Second))
 }
 
 // crash runs a transaction that adds 7 to each of names in a process that kills itself at a point.
@@ -185,7 +185,7 @@ func TestRecover_race(t *testing.T) {
 				}
 			}()
 		}
-		err := m.Run(t.Context(), b.transfer(map[string]int{"east": 1, "west": -1}), twophase.Timeout(time.Second))
+		err := m.Run(t.Context(), patient(t.Context(), b.transfer(map[string]int{"east": 1, "west": -1})), twophase.Timeout(time.Second))
 		switch {
 		case err == nil:
 			committed++
@@ -254,12 +254,12 @@ func testLost(t *testing.T, names, where, statement string, what int32) {
 		amounts[name] = 1
 	}
 	var id string
-	err = m.Run(t.Context(), func(ctx context.Context, tx *twophase.Tx) error {
+	err = m.Run(t.Context(), patient(t.Context(), func(ctx context.Context, tx *twophase.Tx) error {
 		id = tx.ID()
 		err := through.transfer(amounts)(ctx, tx)
 		proxy.Commit.Store(what)
 		return err
-	}, twophase.Timeout(time.Second))
+	}), twophase.Timeout(time.Second))
 	if proxy.Commit.Load() != dbtest.PassCommit {
 		t.Error("nothing was lost")
 	}

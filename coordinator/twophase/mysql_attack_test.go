@@ -89,7 +89,7 @@ func TestMySQL_lostReplies(t *testing.T) {
 				through := twophase.MySQL("south", l.open(t, s.dsn))
 				m := s.with(s.east, through)
 				no := errors.New("no")
-				err := m.Run(t.Context(), func(ctx context.Context, tx *twophase.Tx) error {
+				err := m.Run(t.Context(), patient(t.Context(), func(ctx context.Context, tx *twophase.Tx) error {
 					conn, err := through.Conn(ctx, tx)
 					if err == nil {
 						_, err = conn.ExecContext(ctx, "UPDATE account SET amount = amount + 1 WHERE id = 1")
@@ -102,7 +102,7 @@ func TestMySQL_lostReplies(t *testing.T) {
 						err = no
 					}
 					return err
-				}, twophase.Timeout(2*time.Second))
+				}), twophase.Timeout(2*time.Second))
 				if l.armed.Load() {
 					t.Error("nothing was lost")
 				}
