@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -349,6 +350,7 @@ type asked struct {
 	twophase.Participant
 	prepared  func()
 	witnessed func(context.Context)
+	settles   atomic.Int32
 }
 
 func (p *asked) Prepared(ctx context.Context) ([]twophase.Prepared, error) {
@@ -357,6 +359,11 @@ func (p *asked) Prepared(ctx context.Context) ([]twophase.Prepared, error) {
 		p.prepared()
 	}
 	return all, err
+}
+
+func (p *asked) Settle(ctx context.Context, id twophase.BranchID, commit bool) error {
+	p.settles.Add(1)
+	return p.Participant.Settle(ctx, id, commit)
 }
 
 func (p *asked) Witnessed(ctx context.Context, id twophase.BranchID) (bool, error) {
@@ -689,4 +696,34 @@ func TestRecover_otherDatabase(t *testing.T) {
 	b.recover(other, 0, 0, 0)
 	b.recover(b.manager(), 1, 0, 0)
 	b.want(7, 0, 0)
+}
+
+// While a participant is down, the others are not asked in every pass about all that waits for it.
+func TestRecover_waiting(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	const n = 5
+	for range n {
+		id := b.overdue()
+		id.Participant = "east"
+		b.exec("east", "INSERT INTO pawl_branch.witness (branch) VALUES ($1)", id.String())
+		id.Participant = ""
+		b.exec("own", `INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by)
+			VALUES (1, $1, clock_timestamp() - interval '10 s', true, $2, '{east,west}', 'who')`, id.ID.String(), id.String())
+	}
+	gone, err := pgxpool.New(t.Context(), "postgres://nobody@127.0.0.1:1/nothing?sslmode=disable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gone.Close()
+	east := &asked{Participant: b.east}
+	m := b.with(east, twophase.Postgres("west", gone))
+	for range 3 {
+		if r, err := m.Recover(t.Context(), twophase.KeepDefault); err == nil || r.Ended != 0 {
+			t.Errorf("got %+v, %v", r, err)
+		}
+		if got := east.settles.Load(); got != n {
+			t.Errorf("east was asked %d times, want %d", got, n)
+		}
+	}
 }

@@ -47,7 +47,8 @@ type Manager struct {
 
 	mu   sync.Mutex
 	home home
-	done time.Time // all that was decided before is committed everywhere, as recovery knows
+	done time.Time       // all that was decided before is committed everywhere, as recovery knows
+	seen map[string]bool // names of branches that are committed, or mixed, of transactions that others keep from their end; see finishOne
 }
 
 // home is what is known of the coordinator's database.

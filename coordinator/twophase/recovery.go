@@ -24,6 +24,7 @@ const (
 	unfinishedWait = 5 * time.Second     // how long the manager that decided has to finish it
 	doneLag        = time.Minute         // how late a decision may be visible
 	unfinishedMax  = 10_000              // decisions looked at in one transaction
+	seenMax        = 200_000             // branches that are not asked again while others of their transactions are
 	forgetMax      = 10_000              // witnesses removed in one transaction
 	othersKeep     = 90 * 24 * time.Hour // how long those of other coordinators are kept, which may be gone
 )
@@ -347,12 +348,18 @@ func (m *Manager) finishDecided(ctx context.Context, now time.Time, at hindrance
 	return errors.Join(faults...)
 }
 
-// finishOne has the participants of a transaction commit. done: all have, or did the opposite for good.
+// finishOne has the participants of a transaction commit. done: all have, or did the opposite for good. Those of which that is known are not asked again: while one participant is down, transactions gather that wait for it.
 func (m *Manager) finishOne(ctx context.Context, branch string, names []string, at hindrances, r *Recovery) (done bool) {
 	done = true
+	var settled []string
+	defer func() { m.see(settled, done) }()
 	for _, name := range names {
 		b, err := ParseBranchID(branch + name)
 		p := m.participants[name]
+		if m.isSeen(branch + name) {
+			settled = append(settled, branch+name)
+			continue
+		}
 		if err != nil || p == nil || at.down[name] { // another coordinator has it, or the next pass
 			done = false
 			continue
@@ -369,12 +376,37 @@ func (m *Manager) finishOne(ctx context.Context, branch string, names []string, 
 			r.Doubts++
 		case errors.Is(err, ErrBusy):
 			done = false
+			continue
 		default:
 			done = false
 			at.errs[name], at.down[name] = fmt.Errorf("branch %s: %w", b, err), late
+			continue
 		}
+		settled = append(settled, branch+name)
 	}
 	return done
+}
+
+func (m *Manager) isSeen(branch string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.seen[branch]
+}
+
+// see remembers the branches that are settled of a transaction, until that is done.
+func (m *Manager) see(branches []string, done bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.seen == nil || len(m.seen) > seenMax {
+		m.seen = map[string]bool{}
+	}
+	for _, b := range branches {
+		if done {
+			delete(m.seen, b)
+		} else {
+			m.seen[b] = true
+		}
+	}
 }
 
 // removeOld removes what was decided long ago.
