@@ -228,15 +228,28 @@ func TestCommit_lostReplies(t *testing.T) {
 		for what, how := range map[int32]string{dbtest.DropCommit: "does not come", dbtest.DropReply: "its reply is lost"} {
 			t.Run(fmt.Sprint(test.names, ": ", test.statement, " at ", test.where, " ", how), func(t *testing.T) {
 				t.Parallel()
-				testLost(t, test.names, test.where, test.statement, what)
+				testLost(t, test.names, test.where, test.statement, what, 4)
 			})
 		}
 	}
 }
 
-func testLost(t *testing.T, names, where, statement string, what int32) {
+// Where all connections of a pool are lost at once, as when its server starts again, their places are free for who asks what became of it.
+func TestCommit_lostPool(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ names, where, statement string }{
+		{"east", "east", "COMMIT"}, {"east west", "east", "PREPARE TRANSACTION"}, {"east west", "east", "COMMIT PREPARED"}, {"east own", "own", "COMMIT"},
+	} {
+		t.Run(test.names+": "+test.statement, func(t *testing.T) {
+			t.Parallel()
+			testLost(t, test.names, test.where, test.statement, dbtest.DropReply, 1)
+		})
+	}
+}
+
+func testLost(t *testing.T, names, where, statement string, what, conns int32) {
 	b := newBank(t)
-	proxy, pool := dbtest.NewProxy(t, b.pools[where], 4)
+	proxy, pool := dbtest.NewProxy(t, b.pools[where], conns)
 	proxy.Take(statement)
 	own, east := b.pool, b.east
 	if where == "own" {
@@ -260,6 +273,9 @@ func testLost(t *testing.T, names, where, statement string, what int32) {
 		proxy.Commit.Store(what)
 		return err
 	}), twophase.Timeout(time.Second))
+	if conns == 1 && strings.HasSuffix(statement, "COMMIT") && err != nil {
+		t.Errorf("got %v, want it committed", err)
+	}
 	if proxy.Commit.Load() != dbtest.PassCommit {
 		t.Error("nothing was lost")
 	}

@@ -522,8 +522,9 @@ func (b *mysqlBranch) end(ctx context.Context, statement string) (unknown bool, 
 	_, err = b.conn.ExecContext(ctx, statement)
 	unknown = err != nil && !mysqlRefused(err)
 	b.open = err != nil && !unknown
-	if unknown {
+	if unknown { // its place in the pool is for who asks what became of it
 		b.left = true
+		b.drop()
 	}
 	return unknown, b.p.wrap("vote", err)
 }

@@ -196,7 +196,7 @@ type postgresBranch struct {
 	tx   pgx.Tx
 	lent *postgresTx
 	p    *PostgresDB
-	conn *pgxpool.Conn
+	conn *pgxpool.Conn // nil once it is lost
 	id   BranchID
 }
 
@@ -248,7 +248,7 @@ func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknow
 	}
 	switch {
 	case err != nil:
-		return conn.IsClosed(), b.p.wrap("vote", err) // it may have been lost before or behind the message: who asks finds out
+		return b.lost(), b.p.wrap("vote", err) // it may have been lost before or behind the message: who asks finds out
 	case got != tag:
 		return false, b.p.wrap("vote", fmt.Errorf("%w: %s", pgx.ErrTxCommitRollback, got))
 	}
@@ -265,12 +265,29 @@ func intact(conn *pgxpool.Conn) error {
 
 // Settle ends the prepared branch on the connection that prepared it.
 func (b *postgresBranch) Settle(ctx context.Context, commit bool) error {
-	return b.p.settle(ctx, b.conn.Conn(), b.id, commit)
+	err := b.p.settle(ctx, b.conn.Conn(), b.id, commit)
+	if err != nil {
+		b.lost()
+	}
+	return err
+}
+
+// lost tells whether the connection is, and then gives back its place in the pool: who asks what became of the branch may need it.
+func (b *postgresBranch) lost() bool {
+	if !b.conn.Conn().IsClosed() {
+		return false
+	}
+	b.conn.Release()
+	b.conn = nil
+	return true
 }
 
 // Close rolls back what is open.
 func (b *postgresBranch) Close(ctx context.Context) {
 	b.lent.Reclaim()
+	if b.conn == nil {
+		return
+	}
 	if b.conn.Conn().PgConn().TxStatus() != 'I' {
 		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), rollbackMax)
 		defer stop()
