@@ -727,3 +727,18 @@ func TestRecover_waiting(t *testing.T) {
 		}
 	}
 }
+
+// What was committed by hand before its transaction was aborted is found with what is left of that, whoever aborted it.
+func TestRecover_abortedAndByHand(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	m := b.manager()
+	id := b.overdue()
+	b.leave(id, b.east, 1)
+	b.leave(id, b.west, -1)
+	b.byHand("east", "COMMIT")
+	b.exec("own", "SELECT pawl.global_abort(1::smallint, ARRAY[$1]::uuid[], 'who', 'rolled back')", id.ID.String())
+	b.recover(m, 0, 1, 1)
+	b.mixedAt(m, "east")
+	b.want(1, 0, 0)
+}

@@ -60,14 +60,14 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 		mu     sync.Mutex
 		group  sync.WaitGroup
 		faults []error    // of the coordinator's database
-		found  []BranchID // one of each transaction that was presumed to be aborted
+		found  []BranchID // that were rolled back
 	)
 	at := hindrances{errs: map[string]error{}, down: map[string]bool{}}
 	for _, p := range m.participants {
 		group.Go(func() {
 			ctx, stop := context.WithTimeout(ctx, recoverMax)
 			defer stop()
-			one, presumed, n, err := m.recoverAt(ctx, p, h)
+			one, aborted, n, err := m.recoverAt(ctx, p, h)
 			if err == nil {
 				err = m.forget(ctx, p, h.Home, keep+time.Hour)
 			}
@@ -80,14 +80,14 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 			mu.Lock()
 			defer mu.Unlock()
 			r.Committed, r.RolledBack, r.Doubts = r.Committed+one.Committed, r.RolledBack+one.RolledBack, r.Doubts+one.Doubts
-			faults, found = append(faults, fault), append(found, presumed...)
+			faults, found = append(faults, fault), append(found, aborted...)
 			if err != nil {
 				at.errs[p.Name()], at.down[p.Name()] = err, n < 0 || ctx.Err() != nil
 			}
 		})
 	}
 	group.Wait()
-	faults = append(faults, m.doubtPresumed(ctx, found, at, &r), m.finishDecided(ctx, h.At, at, &r), m.removeOld(ctx, keep, &r))
+	faults = append(faults, m.doubtAborted(ctx, found, at, &r), m.finishDecided(ctx, h.At, at, &r), m.removeOld(ctx, keep, &r))
 	switch err := errors.Join(faults...); {
 	case err != nil:
 		return r, fmt.Errorf("recover: %w", wrap(err))
@@ -104,7 +104,7 @@ type hindrances struct {
 }
 
 // recoverAt settles what a participant has prepared: first that is listed, then what is decided is read. n is how many of this coordinator's it has; below 0: it could not be asked.
-func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalHomeRow) (r Recovery, presumed []BranchID, n int, err error) {
+func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalHomeRow) (r Recovery, aborted []BranchID, n int, err error) {
 	first, stop := context.WithTimeout(ctx, reachMax)
 	defer stop()
 	prepared, err := p.Prepared(first)
@@ -139,13 +139,11 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 			case db.Code(err) == "55P03": // somebody is deciding it
 				continue
 			case err != nil:
-				return r, presumed, len(prepared), err
+				return r, aborted, len(prepared), err
 			case !got.Known:
 				still = append(still, id)
 				faults = append(faults, m.doubt(ctx, one.Branch, "undecided", fmt.Sprintf("prepared for a coordinator's database as it was at %s, which was restored or failed over since: a decision may be lost", one.Branch.Home)))
 				continue
-			case !got.Committed:
-				presumed = append(presumed, one.Branch)
 			}
 			d = got.Committed
 		}
@@ -155,6 +153,7 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 			r.Committed++
 		case err == nil:
 			r.RolledBack++
+			aborted = append(aborted, one.Branch)
 		case errors.Is(err, ErrBusy):
 		case isNoted(err):
 			r.Doubts++
@@ -165,7 +164,7 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 	}
 	r.Doubts += len(still)
 	faults = append(faults, m.q.ClearGlobalDoubts(ctx, db.ClearGlobalDoubtsParams{Ns: m.conf.Namespace, Participant: p.Name(), Still: still}))
-	return r, presumed, len(prepared), errors.Join(faults...)
+	return r, aborted, len(prepared), errors.Join(faults...)
 }
 
 // forget removes witnesses that are older than keep. Those of transactions that are not known to be committed everywhere stay: who has committed is asked again and again until all have. Other coordinators', of whose
@@ -239,10 +238,10 @@ func (m *Manager) decisions(ctx context.Context, prepared []Prepared) (map[strin
 	return decided, err
 }
 
-// doubtPresumed looks whether somebody has committed by hand, at any participant, what was presumed to be aborted. It comes last: a participant may let nobody look while the branch is prepared there.
-func (m *Manager) doubtPresumed(ctx context.Context, presumed []BranchID, at hindrances, r *Recovery) error {
+// doubtAborted looks whether somebody has committed by hand, at any participant, what was rolled back at another. It comes last: a participant may let nobody look while the branch is prepared there.
+func (m *Manager) doubtAborted(ctx context.Context, aborted []BranchID, at hindrances, r *Recovery) error {
 	var faults []error
-	for b := range m.witnessed(ctx, presumed, at.down) {
+	for b := range m.witnessed(ctx, aborted, at.down) {
 		r.Doubts++
 		faults = append(faults, m.doubt(ctx, b, "mixed", "it was committed there by hand, and is aborted"))
 	}
