@@ -742,3 +742,27 @@ func TestRecover_abortedAndByHand(t *testing.T) {
 	b.mixedAt(m, "east")
 	b.want(1, 0, 0)
 }
+
+// A pool that is told to prepare nothing, since a pooler in transaction mode is behind it, has nothing prepared.
+func TestPostgres_pooler(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	for mode, want := range map[pgx.QueryExecMode]int{pgx.QueryExecModeCacheStatement: 1, pgx.QueryExecModeCacheDescribe: 0, pgx.QueryExecModeExec: 0} {
+		conf := b.pools["east"].Config()
+		conf.ConnConfig.DefaultQueryExecMode, conf.MaxConns = mode, 1
+		pool, err := pgxpool.NewWithConfig(t.Context(), conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		through := &bank{TB: t, pool: b.pool, east: twophase.Postgres("east", pool), west: b.west}
+		if err := b.with(through.east, b.west).Run(t.Context(), through.transfer(map[string]int{"east": 1, "west": -1})); err != nil {
+			t.Errorf("%s: %v", mode, err)
+		}
+		var n int
+		if err := pool.QueryRow(t.Context(), "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'pawl%'").Scan(&n); err != nil || n != want {
+			t.Errorf("%s: got %d prepared, %v; want %d", mode, n, err, want)
+		}
+		pool.Close()
+	}
+	b.want(3, -3, 0)
+}

@@ -238,10 +238,14 @@ func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknow
 		return false, b.p.wrap("vote", err)
 	}
 	conn := b.conn.Conn()
-	if _, err := conn.Prepare(ctx, witnessName, witnessSQL); err != nil { // once a connection
-		return false, b.p.wrap("vote", err)
+	witness := strings.Replace(witnessSQL, "$1", "'"+b.id.String()+"'", 1)
+	if conn.Config().DefaultQueryExecMode == pgx.QueryExecModeCacheStatement { // else the pool is told to prepare nothing, as behind PgBouncer
+		if _, err := conn.Prepare(ctx, witnessName, witnessSQL); err != nil { // once a connection
+			return false, b.p.wrap("vote", err)
+		}
+		witness = "EXECUTE " + witnessName + "('" + b.id.String() + "')"
 	}
-	results, err := conn.PgConn().Exec(ctx, "EXECUTE "+witnessName+"('"+b.id.String()+"'); "+statement).ReadAll()
+	results, err := conn.PgConn().Exec(ctx, witness+"; "+statement).ReadAll()
 	got := ""
 	if err == nil {
 		got = results[len(results)-1].CommandTag.String()
