@@ -48,8 +48,6 @@ func (r *Recovery) Did() int64 { return int64(r.did()) }
 // The error is the coordinator's database's; else an [UnsettledError] with what hindered it at participants.
 //
 // Of a transaction that began before the coordinator's database was restored or failed over nothing is presumed: without a decision its branches are listed for a person.
-//
-// It needs a connection to each participant. Where all those of a pool wait for rows that a crash left locked there, it gets none: let a manager in another process, as "pawl serve" has, or with pools of its own, recover too.
 func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, error) {
 	h, err := m.q.ReadGlobalHome(ctx)
 	if err != nil {
