@@ -295,13 +295,6 @@ func testLost(t *testing.T, names, where, statement string, what, conns int32) {
 // An operator finishes branches by hand, in the way of what is decided or the other: the first is nothing, the second is mixed, and shown until somebody has dealt with it.
 func TestRecover_byHand(t *testing.T) {
 	t.Parallel()
-	byHand := func(b *bank, where, what string) {
-		var gid string
-		if err := b.pools[where].QueryRow(b.Context(), "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()").Scan(&gid); err != nil {
-			b.Fatal(err)
-		}
-		b.exec(where, what+" PREPARED '"+gid+"'")
-	}
 	for _, test := range []struct {
 		point, what string
 		mixed       bool
@@ -316,7 +309,7 @@ func TestRecover_byHand(t *testing.T) {
 			t.Parallel()
 			b := newBank(t)
 			b.crash(test.point, "east", "west")
-			byHand(b, "east", test.what)
+			b.byHand("east", test.what)
 			m := b.manager()
 			b.settled(m)
 			for test.point == "decided" && b.count("own", "SELECT count(*) FROM pawl.global_end") == 0 { // past the time that its coordinator has
