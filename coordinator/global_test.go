@@ -56,7 +56,7 @@ func transfer(urls []string, at string) error {
 	if err != nil {
 		return err
 	}
-	return m.Run(ctx, func(ctx context.Context, t *twophase.Tx) error {
+	return m.Run(ctx, func(_ context.Context, t *twophase.Tx) error { // for as long as it takes
 		for p, n := range map[*twophase.PostgresDB]int{east: -5, west: 5} {
 			tx, err := p.Tx(ctx, t)
 			if err == nil {

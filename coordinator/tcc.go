@@ -16,8 +16,9 @@ const (
 
 // sweepTCC cancels global transactions over services that nobody has decided by their deadline, tells of branches that are stuck, and removes the old.
 func (c *Coordinator) sweepTCC(ctx context.Context, r *Report) error {
+	p := db.SweepTCCParams{Ns: c.conf.Namespace, LimitRows: tccMax}
 	for range passesMax {
-		row, err := c.q.SweepTCC(ctx, db.SweepTCCParams{Ns: c.conf.Namespace, LimitRows: tccMax})
+		row, err := c.q.SweepTCC(ctx, p)
 		if err != nil {
 			return err
 		}
@@ -30,9 +31,10 @@ func (c *Coordinator) sweepTCC(ctx context.Context, r *Report) error {
 		for _, what := range row.Failed {
 			c.conf.Logger.Error("transaction could not be cancelled, the next sweep tries again", "transaction", what)
 		}
-		if row.Did < tccMax {
+		if row.Last == nil {
 			break
 		}
+		p.AfterAt, p.AfterID = *row.Last, row.LastID
 	}
 	return errors.Join(c.findStuckTCC(ctx, r), c.removeTCC(ctx, r))
 }

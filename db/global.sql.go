@@ -98,11 +98,9 @@ func (q *Queries) DecideGlobal(ctx context.Context, arg DecideGlobalParams) ([]D
 	return items, nil
 }
 
-const decideGlobalByHand = `-- name: DecideGlobalByHand :one
-WITH n AS (
-  INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by, reason)
-  VALUES ($1::smallint, CAST($2::text AS uuid), clock_timestamp(), $3::boolean, $4::text, $5::text[], $6::text, $7::text) ON CONFLICT DO NOTHING RETURNING committed)
-SELECT coalesce((SELECT n.committed FROM n), (SELECT d.committed FROM pawl.global_decision d WHERE d.ns = $1::smallint AND d.id = CAST($2::text AS uuid)))::boolean AS committed
+const decideGlobalByHand = `-- name: DecideGlobalByHand :exec
+INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by, reason)
+VALUES ($1::smallint, CAST($2::text AS uuid), clock_timestamp(), $3::boolean, $4::text, $5::text[], $6::text, $7::text) ON CONFLICT DO NOTHING
 `
 
 type DecideGlobalByHandParams struct {
@@ -115,9 +113,9 @@ type DecideGlobalByHandParams struct {
 	Reason       string
 }
 
-// An operator's: first come, first served. committed: what is decided.
-func (q *Queries) DecideGlobalByHand(ctx context.Context, arg DecideGlobalByHandParams) (bool, error) {
-	row := q.db.QueryRow(ctx, decideGlobalByHand,
+// An operator's: first come, first served.
+func (q *Queries) DecideGlobalByHand(ctx context.Context, arg DecideGlobalByHandParams) error {
+	_, err := q.db.Exec(ctx, decideGlobalByHand,
 		arg.Ns,
 		arg.ID,
 		arg.Committed,
@@ -126,9 +124,7 @@ func (q *Queries) DecideGlobalByHand(ctx context.Context, arg DecideGlobalByHand
 		arg.Actor,
 		arg.Reason,
 	)
-	var committed bool
-	err := row.Scan(&committed)
-	return committed, err
+	return err
 }
 
 const doubtGlobal = `-- name: DoubtGlobal :exec
@@ -339,6 +335,37 @@ func (q *Queries) ListGlobalParticipants(ctx context.Context, arg ListGlobalPart
 	return items, nil
 }
 
+const presumeGlobal = `-- name: PresumeGlobal :one
+SELECT (c IS NOT NULL)::boolean AS known, coalesce(c, false)::boolean AS committed FROM pawl.global_presume($1::smallint, CAST($2::text AS uuid), $3::text, $4::text, $5::text) c
+`
+
+type PresumeGlobalParams struct {
+	Ns        int16
+	ID        string
+	Home      string
+	DecidedBy string
+	Reason    string
+}
+
+type PresumeGlobalRow struct {
+	Known     bool
+	Committed bool
+}
+
+// Not known: nothing is decided, and nothing may be presumed.
+func (q *Queries) PresumeGlobal(ctx context.Context, arg PresumeGlobalParams) (PresumeGlobalRow, error) {
+	row := q.db.QueryRow(ctx, presumeGlobal,
+		arg.Ns,
+		arg.ID,
+		arg.Home,
+		arg.DecidedBy,
+		arg.Reason,
+	)
+	var i PresumeGlobalRow
+	err := row.Scan(&i.Known, &i.Committed)
+	return i, err
+}
+
 const raiseGlobalIncarnation = `-- name: RaiseGlobalIncarnation :one
 UPDATE pawl.global_home SET incarnation = incarnation + 1 RETURNING incarnation
 `
@@ -349,6 +376,19 @@ func (q *Queries) RaiseGlobalIncarnation(ctx context.Context) (int32, error) {
 	var incarnation int32
 	err := row.Scan(&incarnation)
 	return incarnation, err
+}
+
+const raiseGlobalIncarnationOf = `-- name: RaiseGlobalIncarnationOf :execrows
+UPDATE pawl.global_home SET incarnation = incarnation + 1 WHERE to_hex(incarnation) = split_part($1::text, '.', 3)
+`
+
+// Unless the home is another already.
+func (q *Queries) RaiseGlobalIncarnationOf(ctx context.Context, home string) (int64, error) {
+	result, err := q.db.Exec(ctx, raiseGlobalIncarnationOf, home)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const readGlobalDecisions = `-- name: ReadGlobalDecisions :many
@@ -416,6 +456,37 @@ func (q *Queries) ReadGlobalHome(ctx context.Context) (ReadGlobalHomeRow, error)
 	var i ReadGlobalHomeRow
 	err := row.Scan(&i.Home, &i.At, &i.Lsn)
 	return i, err
+}
+
+const readGlobalOpen = `-- name: ReadGlobalOpen :many
+SELECT d.id::text AS id FROM pawl.global_decision d
+WHERE d.ns = $1::smallint AND d.id = ANY (CAST($2::text[] AS uuid[])) AND d.committed AND NOT EXISTS (SELECT FROM pawl.global_end e WHERE e.ns = d.ns AND e.id = d.id) LIMIT cardinality($2::text[])
+`
+
+type ReadGlobalOpenParams struct {
+	Ns  int16
+	IDs []string
+}
+
+// Those of ids that are committed, and not noted as committed everywhere.
+func (q *Queries) ReadGlobalOpen(ctx context.Context, arg ReadGlobalOpenParams) ([]string, error) {
+	rows, err := q.db.Query(ctx, readGlobalOpen, arg.Ns, arg.IDs)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const readGlobalUnfinished = `-- name: ReadGlobalUnfinished :one

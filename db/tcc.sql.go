@@ -390,11 +390,14 @@ func (q *Queries) RetryTCC(ctx context.Context, arg RetryTCCParams) ([]string, e
 }
 
 const sweepTCC = `-- name: SweepTCC :one
-SELECT coalesce(did, -1)::int AS did, queues::text[] AS queues, failed::text[] AS failed FROM pawl.sweep_tcc($1::smallint, $2::int)
+SELECT coalesce(did, -1)::int AS did, queues::text[] AS queues, failed::text[] AS failed, last AS last, coalesce(last_id, '')::text AS last_id
+FROM pawl.sweep_tcc($1::smallint, $2::timestamptz, $3::text, $4::int)
 `
 
 type SweepTCCParams struct {
 	Ns        int16
+	AfterAt   time.Time
+	AfterID   string
 	LimitRows int32
 }
 
@@ -402,13 +405,26 @@ type SweepTCCRow struct {
 	Did    int32
 	Queues []string
 	Failed []string
+	Last   *time.Time
+	LastID string
 }
 
-// did below 0: another node is at it.
+// did below 0: another node is at it. last NULL: the round is over.
 func (q *Queries) SweepTCC(ctx context.Context, arg SweepTCCParams) (SweepTCCRow, error) {
-	row := q.db.QueryRow(ctx, sweepTCC, arg.Ns, arg.LimitRows)
+	row := q.db.QueryRow(ctx, sweepTCC,
+		arg.Ns,
+		arg.AfterAt,
+		arg.AfterID,
+		arg.LimitRows,
+	)
 	var i SweepTCCRow
-	err := row.Scan(&i.Did, &i.Queues, &i.Failed)
+	err := row.Scan(
+		&i.Did,
+		&i.Queues,
+		&i.Failed,
+		&i.Last,
+		&i.LastID,
+	)
 	return i, err
 }
 

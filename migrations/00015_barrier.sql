@@ -80,7 +80,8 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Records what was done of a branch, in the transaction that took it, or that it was refused. A compensation also bars what it compensates, unless that was done before.
+-- Records what was done of a branch, in the transaction that took it, or that it was refused. A compensation also bars what it compensates, unless that was done before. Its commit is not asynchronous: the caller, elsewhere, goes on
+-- as if it outlived a crash.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.barrier_leave(p_ns smallint, p_gid text, p_branch text, p_op text, p_refused boolean, p_result json, p_began timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -89,6 +90,9 @@ DECLARE
   v_at     timestamptz := clock_timestamp();
 BEGIN
   PERFORM pawl.idempotency_intact(p_began);
+  IF current_setting('synchronous_commit') = 'off' THEN
+    PERFORM set_config('synchronous_commit', 'local', true);
+  END IF;
   IF v_origin IS NOT NULL THEN
     INSERT INTO pawl.barrier AS b (ns, gid, branch, op, reason, at) VALUES (p_ns, p_gid, p_branch, v_origin, p_op, v_at)
       ON CONFLICT (ns, gid, branch, op) DO UPDATE SET reason = EXCLUDED.reason, result = NULL, at = EXCLUDED.at WHERE b.reason = 'refused';

@@ -64,14 +64,15 @@ CREATE TABLE pawl.global_participant (
   PRIMARY KEY (ns, name)
 );
 
--- Where and when a global transaction begins: its branches tell the cluster, the timeline and the incarnation, so that nothing is presumed of those from elsewhere or from before a restore. lsn: how far the log is.
+-- Where and when a global transaction begins: its branches tell the database (cluster and oid, in one number), the timeline and the incarnation, so that nothing is presumed of those from elsewhere or from before a restore. lsn: how far the log is on disk,
+-- which a crash does not set back.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.global_here(OUT home text, OUT at timestamptz, OUT lsn pg_lsn)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  home := lpad(to_hex(pawl.cluster()), 16, '0') || '.' || to_hex(pawl.timeline()) || '.' || to_hex((SELECT h.incarnation FROM pawl.global_home h));
+  home := lpad(to_hex(hashint8extended(pawl.cluster(), (SELECT d.oid::bigint FROM pg_database d WHERE d.datname = current_database()))), 16, '0') || '.' || to_hex(pawl.timeline()) || '.' || to_hex((SELECT h.incarnation FROM pawl.global_home h));
   at := clock_timestamp();
-  lsn := pg_current_wal_insert_lsn();
+  lsn := pg_current_wal_flush_lsn();
 END $$;
 -- +goose StatementEnd
 
@@ -124,6 +125,19 @@ BEGIN
   END IF;
   INSERT INTO pawl.global_decision (ns, id, decided_at, committed, participants, decided_by, reason)
     SELECT p_ns, u, clock_timestamp(), false, '{}', p_by, p_reason FROM unnest(p_ids) u ORDER BY u ON CONFLICT DO NOTHING;
+END $$;
+-- +goose StatementEnd
+
+-- Decides that a global transaction which nobody has decided is aborted, if its home (p_home) is here still, and gives what is decided. NULL: nothing, and nothing may be presumed. Commits synchronously. Who is deciding right now
+-- is waited for for 1 s; then 55P03.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.global_presume(p_ns smallint, p_id uuid, p_home text, p_by text, p_reason text) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $$
+BEGIN
+  IF p_home = (SELECT h.home FROM pawl.global_here() h) THEN
+    PERFORM pawl.global_abort(p_ns, ARRAY[p_id], p_by, p_reason);
+  END IF;
+  RETURN (SELECT d.committed FROM pawl.global_decision d WHERE d.ns = p_ns AND d.id = p_id);
 END $$;
 -- +goose StatementEnd
 
@@ -210,6 +224,6 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.sweep_global_old, pawl.global_unfinished, pawl.global_ended, pawl.global_decide_here, pawl.global_decide, pawl.global_abort, pawl.global_here;
+DROP FUNCTION pawl.sweep_global_old, pawl.global_unfinished, pawl.global_ended, pawl.global_decide_here, pawl.global_decide, pawl.global_presume, pawl.global_abort, pawl.global_here;
 DROP TABLE pawl.global_participant, pawl.global_doubt, pawl.global_end, pawl.global_decision, pawl.global_home;
 DROP TYPE pawl.doubt;

@@ -317,10 +317,10 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- The sweep "tcc": cancels up to p_limit transactions that nobody has decided by their deadline, but for those that somebody is deciding right now. failed: those that could not be, and why. queues: that got work. did NULL: another node
--- is at it. Looks back 5 minutes behind what it has seen, for what was committed late.
+-- The sweep "tcc": of the p_limit transactions behind (p_after, p_after_id) that nobody has decided by their deadline, cancels all but those that somebody is deciding right now. failed: those that could not be, and why. queues: that got
+-- work. did NULL: another node is at it. last NULL: the round is over. p_after_id '' begins one: 5 minutes behind what was seen, for what was committed late.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.sweep_tcc(p_ns smallint, p_limit int, OUT did int, OUT queues text[], OUT failed text[])
+CREATE FUNCTION pawl.sweep_tcc(p_ns smallint, p_after timestamptz, p_after_id text, p_limit int, OUT did int, OUT queues text[], OUT failed text[], OUT last timestamptz, OUT last_id text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '5s' AS $$
 DECLARE
   v_floor timestamptz;
@@ -337,7 +337,7 @@ BEGIN
   failed := '{}';
   SELECT f.at INTO v_floor FROM pawl.tcc_floor f WHERE f.ns = p_ns;
   FOR t IN
-    SELECT x.* FROM pawl.tcc x WHERE -x.ns = -p_ns AND x.deadline_at >= coalesce(v_floor, '-infinity') AND x.deadline_at <= clock_timestamp()
+    SELECT x.* FROM pawl.tcc x WHERE -x.ns = -p_ns AND x.deadline_at >= coalesce(v_floor, '-infinity') AND (x.deadline_at, x.id) > (p_after, p_after_id) AND x.deadline_at <= clock_timestamp()
       AND NOT EXISTS (SELECT FROM pawl.tcc_decision d WHERE d.ns = p_ns AND d.id = x.id) ORDER BY x.deadline_at, x.id LIMIT p_limit
   LOOP
     v_n := v_n + 1;
@@ -356,7 +356,12 @@ BEGIN
     END;
   END LOOP;
   IF v_n = p_limit THEN
-    v_at := least(v_at, t.deadline_at);
+    last := t.deadline_at;
+    last_id := t.id;
+    v_at := least(v_at, last);
+  END IF;
+  IF p_after_id <> '' THEN  -- what could not be cancelled before in this round is looked at in the next
+    v_at := least(v_at, v_floor);
   END IF;
   INSERT INTO pawl.tcc_floor AS f (ns, at) VALUES (p_ns, v_at) ON CONFLICT (ns) DO UPDATE SET at = EXCLUDED.at WHERE f.at <> EXCLUDED.at;
 END $$;

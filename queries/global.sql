@@ -17,6 +17,10 @@ SELECT pawl.global_decide(@ns::smallint, CAST(@ids::text[] AS uuid[]), @deadline
 -- name: AbortGlobal :exec
 SELECT pawl.global_abort(@ns::smallint, CAST(@ids::text[] AS uuid[]), @decided_by::text, @reason::text);
 
+-- name: PresumeGlobal :one
+-- Not known: nothing is decided, and nothing may be presumed.
+SELECT (c IS NOT NULL)::boolean AS known, coalesce(c, false)::boolean AS committed FROM pawl.global_presume(@ns::smallint, CAST(@id::text AS uuid), @home::text, @decided_by::text, @reason::text) c;
+
 -- name: EndGlobal :exec
 SELECT pawl.global_ended(@ns::smallint, CAST(@ids::text[] AS uuid[]));
 
@@ -25,6 +29,11 @@ SELECT d.id::text AS id, d.decided_at, d.committed, d.participants, d.decided_by
   EXISTS (SELECT FROM pawl.global_end e WHERE e.ns = d.ns AND e.id = d.id)::boolean AS ended
 FROM pawl.global_decision d
 WHERE d.ns = @ns::smallint AND d.id = ANY (CAST(@ids::text[] AS uuid[])) LIMIT cardinality(@ids::text[]);
+
+-- name: ReadGlobalOpen :many
+-- Those of ids that are committed, and not noted as committed everywhere.
+SELECT d.id::text AS id FROM pawl.global_decision d
+WHERE d.ns = @ns::smallint AND d.id = ANY (CAST(@ids::text[] AS uuid[])) AND d.committed AND NOT EXISTS (SELECT FROM pawl.global_end e WHERE e.ns = d.ns AND e.id = d.id) LIMIT cardinality(@ids::text[]);
 
 -- name: ReadGlobalUnfinished :one
 -- last NULL: the round is over. open_at NULL: all that were looked at are done.
@@ -72,9 +81,11 @@ ORDER BY d.id DESC LIMIT @limit_rows::int;
 -- Nothing is presumed any more of transactions that began before.
 UPDATE pawl.global_home SET incarnation = incarnation + 1 RETURNING incarnation;
 
--- name: DecideGlobalByHand :one
--- An operator's: first come, first served. committed: what is decided.
-WITH n AS (
-  INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by, reason)
-  VALUES (@ns::smallint, CAST(@id::text AS uuid), clock_timestamp(), @committed::boolean, @branch::text, @participants::text[], @actor::text, @reason::text) ON CONFLICT DO NOTHING RETURNING committed)
-SELECT coalesce((SELECT n.committed FROM n), (SELECT d.committed FROM pawl.global_decision d WHERE d.ns = @ns::smallint AND d.id = CAST(@id::text AS uuid)))::boolean AS committed;
+-- name: RaiseGlobalIncarnationOf :execrows
+-- Unless the home is another already.
+UPDATE pawl.global_home SET incarnation = incarnation + 1 WHERE to_hex(incarnation) = split_part(@home::text, '.', 3);
+
+-- name: DecideGlobalByHand :exec
+-- An operator's: first come, first served.
+INSERT INTO pawl.global_decision (ns, id, decided_at, committed, branch, participants, decided_by, reason)
+VALUES (@ns::smallint, CAST(@id::text AS uuid), clock_timestamp(), @committed::boolean, @branch::text, @participants::text[], @actor::text, @reason::text) ON CONFLICT DO NOTHING;

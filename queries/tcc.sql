@@ -68,8 +68,9 @@ ORDER BY t.deadline_at DESC, t.id DESC;
 SELECT pawl.tcc_retry(@ns::smallint, @id::text, @actor::text, @reason::text)::text[] AS queues;
 
 -- name: SweepTCC :one
--- did below 0: another node is at it.
-SELECT coalesce(did, -1)::int AS did, queues::text[] AS queues, failed::text[] AS failed FROM pawl.sweep_tcc(@ns::smallint, @limit_rows::int);
+-- did below 0: another node is at it. last NULL: the round is over.
+SELECT coalesce(did, -1)::int AS did, queues::text[] AS queues, failed::text[] AS failed, last AS last, coalesce(last_id, '')::text AS last_id
+FROM pawl.sweep_tcc(@ns::smallint, @after_at::timestamptz, @after_id::text, @limit_rows::int);
 
 -- name: SweepTCCStuck :one
 -- last NULL: the round is over.

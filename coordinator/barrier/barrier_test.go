@@ -422,6 +422,32 @@ func TestDoInvalidPostgres(t *testing.T) {
 	}
 }
 
+// What a caller elsewhere counts on is not lost in a crash, whatever the database does with other transactions.
+func TestDoDurable(t *testing.T) {
+	t.Parallel()
+	pool := open(t)
+	for before, want := range map[string]string{"off": "local", "on": "on", "remote_apply": "remote_apply"} {
+		for _, op := range []barrier.Op{barrier.Try, barrier.Confirm, barrier.Cancel} {
+			err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+				exec(t, tx, "SET LOCAL synchronous_commit = "+before)
+				b := branch(op)
+				b.ID = before
+				if _, err := barrier.Do(t.Context(), tx, b, effect(tx, b)); err != nil {
+					return err
+				}
+				var got string
+				if err := tx.QueryRow(t.Context(), "SHOW synchronous_commit").Scan(&got); err != nil || got != want {
+					t.Errorf("%s, %s: got %s, want %s", op, before, got, want)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 func TestDoWithoutSchema(t *testing.T) {
 	t.Parallel()
 	pool := dbtest.New(t)

@@ -530,6 +530,43 @@ func TestSweep_failed(t *testing.T) {
 	}
 }
 
+// As many that cannot be cancelled as the sweep looks at in one transaction do not keep it from those behind.
+func TestSweep_manyFailed(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.New(t)
+	for range 4 {
+		if err := inventory.Try(t.Context(), begin(t, pool), hold{strings.Repeat("x", 100)}, ok); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(t, pool, "UPDATE pawl.queue SET payload_bytes_max = 150")
+	exec(t, pool, "UPDATE pawl.tcc SET deadline_at = clock_timestamp() - interval '1 hour'")
+	good := begin(t, pool)
+	try(t, good, inventory)
+	exec(t, pool, "UPDATE pawl.tcc SET deadline_at = clock_timestamp() - interval '10 minutes' WHERE id = $1", good.ID())
+	for _, want := range []int32{1, 0, 0} {
+		var did int32
+		failed, p := 0, db.SweepTCCParams{Ns: 1, LimitRows: 2}
+		for {
+			row, err := db.New(pool).SweepTCC(t.Context(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			did, failed = did+row.Did, failed+len(row.Failed)
+			if row.Last == nil {
+				break
+			}
+			p.AfterAt, p.AfterID = *row.Last, row.LastID
+		}
+		if did != want || failed != 4 {
+			t.Errorf("%d cancelled, %d failed; want %d and 4", did, failed, want)
+		}
+	}
+	if s := tell(t, pool, good.ID()); s.State != tcc.Cancelling {
+		t.Errorf("state %s", s.State)
+	}
+}
+
 // The sweep does not look again at what it has decided long ago, but goes on where it had to stop.
 func TestSweep_floor(t *testing.T) {
 	t.Parallel()

@@ -45,7 +45,8 @@ type beginOptions struct {
 	header    map[string]string
 }
 
-// ID is the transaction's, 1 to IDCharsMax characters, unique in its namespace: what happens once under it however often it is begun. Default: a new UUID.
+// ID is the transaction's, 1 to IDCharsMax characters, unique in its namespace, and among all coordinators that share participants, which know it by nothing else: what happens once under it however often it is begun. Default:
+// a new UUID.
 func ID(id string) BeginOption {
 	return func(o *beginOptions) error {
 		o.id = id

@@ -62,7 +62,7 @@ func child(urls, names []string, point string) error {
 	for _, name := range names {
 		amounts[name] = 7
 	}
-	return m.Run(ctx, b.transfer(amounts), twophase.Timeout(time.Second))
+	return m.Run(ctx, patient(ctx, b.transfer(amounts)), twophase.Timeout(time.Second))
 }
 
 // crash runs a transaction that adds 7 to each of names in a process that kills itself at a point.
@@ -185,7 +185,7 @@ func TestRecover_race(t *testing.T) {
 				}
 			}()
 		}
-		err := m.Run(t.Context(), b.transfer(map[string]int{"east": 1, "west": -1}), twophase.Timeout(time.Second))
+		err := m.Run(t.Context(), patient(t.Context(), b.transfer(map[string]int{"east": 1, "west": -1})), twophase.Timeout(time.Second))
 		switch {
 		case err == nil:
 			committed++
@@ -228,15 +228,28 @@ func TestCommit_lostReplies(t *testing.T) {
 		for what, how := range map[int32]string{dbtest.DropCommit: "does not come", dbtest.DropReply: "its reply is lost"} {
 			t.Run(fmt.Sprint(test.names, ": ", test.statement, " at ", test.where, " ", how), func(t *testing.T) {
 				t.Parallel()
-				testLost(t, test.names, test.where, test.statement, what)
+				testLost(t, test.names, test.where, test.statement, what, 4)
 			})
 		}
 	}
 }
 
-func testLost(t *testing.T, names, where, statement string, what int32) {
+// Where all connections of a pool are lost at once, as when its server starts again, their places are free for who asks what became of it.
+func TestCommit_lostPool(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ names, where, statement string }{
+		{"east", "east", "COMMIT"}, {"east west", "east", "PREPARE TRANSACTION"}, {"east west", "east", "COMMIT PREPARED"}, {"east own", "own", "COMMIT"},
+	} {
+		t.Run(test.names+": "+test.statement, func(t *testing.T) {
+			t.Parallel()
+			testLost(t, test.names, test.where, test.statement, dbtest.DropReply, 1)
+		})
+	}
+}
+
+func testLost(t *testing.T, names, where, statement string, what, conns int32) {
 	b := newBank(t)
-	proxy, pool := dbtest.NewProxy(t, b.pools[where], 4)
+	proxy, pool := dbtest.NewProxy(t, b.pools[where], conns)
 	proxy.Take(statement)
 	own, east := b.pool, b.east
 	if where == "own" {
@@ -254,12 +267,15 @@ func testLost(t *testing.T, names, where, statement string, what int32) {
 		amounts[name] = 1
 	}
 	var id string
-	err = m.Run(t.Context(), func(ctx context.Context, tx *twophase.Tx) error {
+	err = m.Run(t.Context(), patient(t.Context(), func(ctx context.Context, tx *twophase.Tx) error {
 		id = tx.ID()
 		err := through.transfer(amounts)(ctx, tx)
 		proxy.Commit.Store(what)
 		return err
-	}, twophase.Timeout(time.Second))
+	}), twophase.Timeout(time.Second))
+	if conns == 1 && strings.HasSuffix(statement, "COMMIT") && err != nil {
+		t.Errorf("got %v, want it committed", err)
+	}
 	if proxy.Commit.Load() != dbtest.PassCommit {
 		t.Error("nothing was lost")
 	}
@@ -279,13 +295,6 @@ func testLost(t *testing.T, names, where, statement string, what int32) {
 // An operator finishes branches by hand, in the way of what is decided or the other: the first is nothing, the second is mixed, and shown until somebody has dealt with it.
 func TestRecover_byHand(t *testing.T) {
 	t.Parallel()
-	byHand := func(b *bank, where, what string) {
-		var gid string
-		if err := b.pools[where].QueryRow(b.Context(), "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()").Scan(&gid); err != nil {
-			b.Fatal(err)
-		}
-		b.exec(where, what+" PREPARED '"+gid+"'")
-	}
 	for _, test := range []struct {
 		point, what string
 		mixed       bool
@@ -300,7 +309,7 @@ func TestRecover_byHand(t *testing.T) {
 			t.Parallel()
 			b := newBank(t)
 			b.crash(test.point, "east", "west")
-			byHand(b, "east", test.what)
+			b.byHand("east", test.what)
 			m := b.manager()
 			b.settled(m)
 			for test.point == "decided" && b.count("own", "SELECT count(*) FROM pawl.global_end") == 0 { // past the time that its coordinator has

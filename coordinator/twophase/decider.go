@@ -44,7 +44,7 @@ func (d *decider) decide(ctx context.Context, t *Tx, participants []string) erro
 	d.busy = true
 	d.mu.Unlock()
 	if lead {
-		d.turn(ctx)
+		d.turn(context.WithoutCancel(ctx))
 	}
 	return <-one.told
 }
@@ -61,7 +61,7 @@ func (d *decider) turn(ctx context.Context) {
 		return
 	}
 	d.mu.Unlock()
-	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), decideMax)
+	bounded, stop := context.WithTimeout(ctx, decideMax)
 	defer stop()
 	p := db.DecideGlobalParams{Ns: d.m.conf.Namespace, DecidedBy: d.m.conf.Name}
 	for _, one := range batch {
@@ -69,7 +69,7 @@ func (d *decider) turn(ctx context.Context) {
 		p.Branches = append(p.Branches, one.t.id.String())
 		p.Participants = append(p.Participants, strings.Join(one.participants, ","))
 	}
-	committed, err := d.write(ctx, p)
+	committed, err := d.write(bounded, p)
 	for i, one := range batch {
 		switch {
 		case err != nil:

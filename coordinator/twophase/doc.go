@@ -10,11 +10,12 @@
 //
 // A participant that does not know a branch any more which should commit is believed only if the witness is there: else somebody rolled it back by hand, or a restore lost it. That is called mixed: it is an
 // error, an entry for a person (Doubts, "pawl tx list"), and nothing of it is put right silently. Of transactions that began before the coordinator's database was restored, or failed over, nothing is presumed: the
-// branches name its cluster, timeline and incarnation, and participants keep how far its log was, so that an older copy is known as one.
+// branches name it, its timeline and its incarnation, and participants keep how far its log was, so that an older copy is known as one.
 //
 //	Situation                               | Error                     | What to do
 //	nothing was committed                   | ErrAborted, with why      | do it again from the beginning
 //	the commit point's reply was lost       | ErrUnknown                | ask Outcome later; recovery makes all agree
+//	the same, and only one has written      | ErrUnknown                | look there: Outcome knows nothing of it
 //	a participant did the opposite          | MixedError                | put it right by hand, then "pawl tx resolve"
 //	no prepared transactions there          | ErrCannotPrepare          | raise max_prepared_transactions; see "pawl doctor"
 //	a participant lacks its tables          | ErrNotSetUp               | call Setup, or "pawl tx setup"

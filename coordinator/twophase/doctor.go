@@ -43,7 +43,7 @@ func (m *Manager) Doctor(ctx context.Context) ([]Finding, error) {
 	if err != nil {
 		return nil, fmt.Errorf("doctor: %w", wrap(err))
 	}
-	ours := func(b BranchID) bool { return cluster(b.Home) == cluster(h.Home) }
+	ours := func(b BranchID) bool { return database(b.Home) == database(h.Home) }
 	names := slices.Sorted(maps.Keys(m.participants))
 	found := make([][]Finding, len(names))
 	var group sync.WaitGroup

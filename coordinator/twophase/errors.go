@@ -14,7 +14,7 @@ import (
 var (
 	// ErrAborted: nothing of the transaction was committed, anywhere. The error says why. It can be done again from the beginning.
 	ErrAborted = errors.New("twophase: aborted")
-	// ErrUnknown: nobody could be asked whether the transaction is committed. Recovery finds out, and makes all participants agree; Manager.Outcome tells.
+	// ErrUnknown: nobody could be asked whether the transaction is committed. Recovery finds out, and makes all participants agree; Manager.Outcome tells, unless only one database wrote: that alone knows.
 	ErrUnknown = errors.New("twophase: outcome unknown")
 	// ErrEnded: the transaction has been committed or rolled back before.
 	ErrEnded = errors.New("twophase: the transaction has ended")
@@ -36,13 +36,17 @@ var (
 	ErrSchema = session.ErrSchema
 )
 
-// MixedError: participants did the opposite of each other: some committed, and these did not, since they lost what they had prepared or a person finished it by hand. Only a person can put that right.
+// MixedError: these participants did the opposite of what was decided, since they lost what they had prepared or a person finished it by hand. Only a person can put that right.
 type MixedError struct {
 	ID           string
+	Committed    bool // what was decided
 	Participants []string
 }
 
 func (e *MixedError) Error() string {
+	if !e.Committed {
+		return fmt.Sprintf("twophase: %s is aborted, but somebody committed it by hand at %s: put that right by hand and settle it with \"pawl tx resolve\"", e.ID, strings.Join(e.Participants, ", "))
+	}
 	return fmt.Sprintf("twophase: %s is committed, but not at %s, which lost what it had prepared or where somebody rolled it back: put that right by hand and settle it with \"pawl tx resolve\"", e.ID,
 		strings.Join(e.Participants, ", "))
 }

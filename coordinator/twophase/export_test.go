@@ -1,6 +1,9 @@
 package twophase
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // Failing gives a Config whose manager calls f at each point between two steps of a transaction.
 func Failing(conf Config, f func(point string)) Config {
@@ -24,4 +27,14 @@ func Behind(m *Manager, d time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.home.at = m.home.at.Add(-d)
+}
+
+// Enlist begins the branch of t at a participant.
+func Enlist(ctx context.Context, t *Tx, p Participant) (Branch, error) { return t.enlist(ctx, p) }
+
+// Waiting is how many decisions wait for their turn.
+func Waiting(m *Manager) int {
+	m.decider.mu.Lock()
+	defer m.decider.mu.Unlock()
+	return len(m.decider.waiting)
 }

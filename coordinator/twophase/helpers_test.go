@@ -145,6 +145,11 @@ func (b *bank) transfer(amounts map[string]int) func(context.Context, *twophase.
 	}
 }
 
+// patient runs work for as long as ctx says, not its transaction's time, which is short so that it is overdue soon.
+func patient(ctx context.Context, work func(context.Context, *twophase.Tx) error) func(context.Context, *twophase.Tx) error {
+	return func(_ context.Context, t *twophase.Tx) error { return work(ctx, t) }
+}
+
 func (b *bank) count(name, sql string, args ...any) (n int) {
 	b.Helper()
 	if err := b.pools[name].QueryRow(context.Background(), sql, args...).Scan(&n); err != nil {

@@ -22,7 +22,7 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,32}$`)
 // BranchID names what a global transaction does at one participant.
 type BranchID struct {
 	Namespace   int16
-	Home        string    // cluster, timeline and incarnation of the coordinator's database when the transaction began
+	Home        string    // the coordinator's database, its timeline and its incarnation when the transaction began
 	ID          uuid.UUID // of the transaction
 	Deadline    time.Time // to the second: past it, who finds the branch undecided may abort it
 	Participant string
@@ -56,10 +56,10 @@ func (b BranchID) at(participant string) BranchID {
 	return b
 }
 
-// cluster is the part of a home that tells the cluster.
-func cluster(home string) string {
-	c, _, _ := strings.Cut(home, ".")
-	return c
+// database is the part of a home that tells the database, whatever became of it since.
+func database(home string) string {
+	d, _, _ := strings.Cut(home, ".")
+	return d
 }
 
 // ParseBranchID reads the name of a branch. It fails for names that are not of this package's making.

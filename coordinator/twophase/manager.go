@@ -47,7 +47,8 @@ type Manager struct {
 
 	mu   sync.Mutex
 	home home
-	done time.Time // all that was decided before is committed everywhere, as recovery knows
+	done time.Time       // all that was decided before is committed everywhere, as recovery knows
+	seen map[string]bool // names of branches that are committed, or mixed, of transactions that others keep from their end; see finishOne
 }
 
 // home is what is known of the coordinator's database.
@@ -94,14 +95,17 @@ func (m *Manager) Setup(ctx context.Context) error {
 	return errors.Join(faults...)
 }
 
-// Run runs a function in a global transaction, and commits it if the error is nil, else rolls it back. The error is the function's, or Commit's.
+// Run runs a function in a global transaction, and commits it if the error is nil, else rolls it back. The error is the function's, or Commit's. The function's context ends with the transaction's time: two transactions
+// that wait for each other's rows at different participants, which no server sees, would else wait for ever.
 func (m *Manager) Run(ctx context.Context, work func(ctx context.Context, t *Tx) error, opts ...Option) (err error) {
 	t, err := m.Begin(ctx, opts...)
 	if err != nil {
 		return err
 	}
 	defer t.Rollback(ctx) // of a panic too
-	if err := work(ctx, t); err != nil {
+	bounded, stop := context.WithTimeout(ctx, t.timeout)
+	defer stop()
+	if err := work(bounded, t); err != nil {
 		return err
 	}
 	return t.Commit(ctx)
@@ -170,6 +174,7 @@ func (m *Manager) leaveHome() {
 }
 
 // Outcome tells whether a transaction is committed, by its id: what is decided, and false with ErrNotFound where nothing is, which may still come before its deadline.
+// Of one in which a single database has written, the coordinator's or a participant's, nothing is ever decided here.
 func (m *Manager) Outcome(ctx context.Context, id string) (committed bool, err error) {
 	if _, err := uuid.Parse(id); err != nil {
 		return false, fmt.Errorf("%w: %q is no id of a global transaction", ErrInvalid, id)

@@ -426,23 +426,37 @@ func (p *MySQLDB) See(ctx context.Context, home string, lsn int64) (farthest int
 	return farthest, p.wrap("see", err)
 }
 
-// Forget removes old witnesses. It looks for them without locks: those of prepared branches, which may be old, would stop it. It removes them one by one for the same reason: the server may look for
-// several by going through the table.
-func (p *MySQLDB) Forget(ctx context.Context, keep time.Duration, limit int) (removed int, err error) {
-	for removed < limit {
-		n := min(limit-removed, forgetStep)
-		old, err := p.old(ctx, keep, n)
-		if err != nil || len(old) == 0 {
-			return removed, p.wrap("forget", err)
+// Old lists old witnesses, without locks: those of prepared branches, which may be old, would stop it.
+func (p *MySQLDB) Old(ctx context.Context, begins string, age time.Duration, limit int) ([]string, error) {
+	branches, err := p.old(ctx, begins, age, limit)
+	return branches, p.wrap("list witnesses", err)
+}
+
+func (p *MySQLDB) old(ctx context.Context, begins string, age time.Duration, limit int) (branches []string, err error) {
+	rows, err := p.db.QueryContext(ctx, "SELECT branch FROM pawl_branch_witness WHERE at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND AND LEFT(branch, CHAR_LENGTH(?)) = ? ORDER BY at LIMIT ?",
+		age.Microseconds(), begins, begins, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var branch string
+		if err := rows.Scan(&branch); err != nil {
+			return nil, err
 		}
-		gone, err := p.remove(ctx, old)
+		branches = append(branches, branch)
+	}
+	return branches, rows.Err()
+}
+
+// Forget removes witnesses one by one: the server may look for several by going through the table, and meet the locks of prepared branches.
+func (p *MySQLDB) Forget(ctx context.Context, branches []string) (removed int, err error) {
+	for some := range slices.Chunk(branches, forgetStep) {
+		gone, err := p.remove(ctx, some)
 		if err != nil {
 			return removed, p.wrap("forget", err)
 		}
 		removed += gone
-		if len(old) < n {
-			break
-		}
 	}
 	return removed, nil
 }
@@ -470,22 +484,6 @@ func (p *MySQLDB) remove(ctx context.Context, branches []string) (removed int, e
 		removed += int(gone)
 	}
 	return removed, tx.Commit()
-}
-
-func (p *MySQLDB) old(ctx context.Context, keep time.Duration, limit int) (branches []string, err error) {
-	rows, err := p.db.QueryContext(ctx, "SELECT branch FROM pawl_branch_witness WHERE at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND ORDER BY at LIMIT ?", keep.Microseconds(), limit)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var branch string
-		if err := rows.Scan(&branch); err != nil {
-			return nil, err
-		}
-		branches = append(branches, branch)
-	}
-	return branches, rows.Err()
 }
 
 // mysqlBranch is a branch of a MySQL. Its connection goes back to the pool only if nothing is left on it: one that keeps a prepared branch is closed, so that others may settle that.
@@ -531,8 +529,9 @@ func (b *mysqlBranch) end(ctx context.Context, statement string) (unknown bool, 
 	_, err = b.conn.ExecContext(ctx, statement)
 	unknown = err != nil && !mysqlRefused(err)
 	b.open = err != nil && !unknown
-	if unknown {
+	if unknown { // its place in the pool is for who asks what became of it
 		b.left = true
+		db.DropMySQL(b.conn)
 	}
 	return unknown, b.p.wrap("vote", err)
 }

@@ -18,8 +18,9 @@ import (
 // south is a MariaDB with an account, beside a bank.
 type south struct {
 	*bank
-	db *sql.DB
-	p  *twophase.MySQLDB
+	db  *sql.DB
+	dsn string
+	p   *twophase.MySQLDB
 }
 
 func newSouth(t *testing.T, dsn string) *south {
@@ -29,7 +30,7 @@ func newSouth(t *testing.T, dsn string) *south {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = db.Close() })
-	s := &south{bank: newBank(t), db: db, p: twophase.MySQL("south", db)}
+	s := &south{bank: newBank(t), db: db, dsn: dsn, p: twophase.MySQL("south", db)}
 	s.ask("CREATE TABLE account (id int PRIMARY KEY, amount int NOT NULL, CHECK (amount >= 0))")
 	s.ask("INSERT INTO account VALUES (1, 1000), (2, 1000)")
 	if err := s.p.Setup(t.Context()); err != nil {

@@ -123,7 +123,8 @@ func (m *Manager) Get(ctx context.Context, id string) (Story, error) {
 	return s, err
 }
 
-// Resolve decides a transaction that recovery may not presume anything of: one with doubts that are Undecided. Recovery then does as decided. Others get ErrNotFound, those decided otherwise ErrDecided.
+// Resolve decides a transaction that recovery may not presume anything of: one with doubts that are Undecided. Recovery then does as decided. Others get ErrNotFound, those decided otherwise ErrDecided: also one that a participant
+// has committed, as its witness says, which cannot be rolled back.
 func (m *Manager) Resolve(ctx context.Context, id string, commit bool, actor, reason string) error {
 	if actor == "" || reason == "" {
 		return fmt.Errorf("%w: an actor and a reason are needed", ErrInvalid)
@@ -148,10 +149,18 @@ func (m *Manager) Resolve(ctx context.Context, id string, commit bool, actor, re
 		}
 		return nil
 	}
-	committed, err := m.q.DecideGlobalByHand(ctx, p)
+	if !commit {
+		for b := range m.witnessed(ctx, []BranchID{s.Doubts[0].Branch}, nil) {
+			return fmt.Errorf("resolve %s: %w: %s has committed it", id, ErrDecided, b.Participant)
+		}
+	}
+	if err := m.q.DecideGlobalByHand(ctx, p); err != nil {
+		return fmt.Errorf("resolve %s: %w", id, wrap(err))
+	}
+	committed, err := m.Outcome(ctx, id)
 	switch {
 	case err != nil:
-		return fmt.Errorf("resolve %s: %w", id, wrap(err))
+		return fmt.Errorf("resolve: %w", err)
 	case committed != commit:
 		return fmt.Errorf("resolve %s: %w just now", id, ErrDecided)
 	}

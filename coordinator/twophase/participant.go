@@ -28,8 +28,10 @@ type Participant interface {
 	Prepared(ctx context.Context) ([]Prepared, error)
 	// See keeps the farthest that the log of a home's database was seen to be, and gives it: a lower one tells that the database was restored.
 	See(ctx context.Context, home string, lsn int64) (farthest int64, err error)
-	// Forget removes up to limit witnesses that are older than keep.
-	Forget(ctx context.Context, keep time.Duration, limit int) (removed int, err error)
+	// Old lists up to limit witnesses, the oldest first, that are older than age and of branches whose names begin so. Other coordinators may share the participant.
+	Old(ctx context.Context, begins string, age time.Duration, limit int) (branches []string, err error)
+	// Forget removes the witnesses of these branches.
+	Forget(ctx context.Context, branches []string) (removed int, err error)
 }
 
 // Branch is a branch at work. It is not safe for concurrent use.

@@ -29,8 +29,8 @@ func Postgres(name string, pool *pgxpool.Pool) *PostgresDB {
 	return &PostgresDB{name, pool, db.Spare{Pool: pool}}
 }
 
-// Tx gives the transaction's branch here, which begins with its first statement, in one message with it; READ COMMITTED. The global transaction ends it. It may not use temporary tables, LISTEN, NOTIFY, WITH HOLD cursors or exported
-// snapshots, which Postgres does not prepare. Not safe for concurrent use; branches at different participants may be used at the same time.
+// Tx gives the transaction's branch here, which begins with its first statement, in one message with it; READ COMMITTED. The global transaction ends it. It may not use temporary or foreign tables, LISTEN, NOTIFY, WITH HOLD
+// cursors or exported snapshots, which Postgres does not prepare: where a branch has changed nothing else, it counts as one that has only read, and that is undone without a word. Not safe for concurrent use; branches at different participants may be used at the same time.
 func (p *PostgresDB) Tx(ctx context.Context, t *Tx) (pgx.Tx, error) {
 	b, err := t.enlist(ctx, p)
 	if err != nil {
@@ -115,7 +115,7 @@ func (p *PostgresDB) settle(ctx context.Context, conn *pgx.Conn, id BranchID, co
 	switch {
 	case db.Code(err) == "42704":
 		return ErrAbsent
-	case db.Code(err) == "55000" && strings.Contains(db.Message(err), "busy"):
+	case db.Code(err) == "55000": // here it says nothing else, in whatever language
 		return ErrBusy
 	}
 	return p.wrap("settle", err)
@@ -164,10 +164,19 @@ func (p *PostgresDB) See(ctx context.Context, home string, lsn int64) (farthest 
 	return farthest, p.wrap("see", err)
 }
 
-// Forget removes old witnesses.
-func (p *PostgresDB) Forget(ctx context.Context, keep time.Duration, limit int) (removed int, err error) {
-	tag, err := p.spare.Exec(ctx, `DELETE FROM pawl_branch.witness w USING (
-		SELECT branch FROM pawl_branch.witness WHERE at < clock_timestamp() - $1::interval ORDER BY at LIMIT $2) old WHERE w.branch = old.branch`, keep, limit)
+// Old lists old witnesses.
+func (p *PostgresDB) Old(ctx context.Context, begins string, age time.Duration, limit int) ([]string, error) {
+	rows, err := p.spare.Query(ctx, "SELECT branch FROM pawl_branch.witness WHERE at < clock_timestamp() - $1::interval AND starts_with(branch, $2) ORDER BY at LIMIT $3", age, begins, limit)
+	if err != nil {
+		return nil, p.wrap("list witnesses", err)
+	}
+	branches, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	return branches, p.wrap("list witnesses", err)
+}
+
+// Forget removes witnesses.
+func (p *PostgresDB) Forget(ctx context.Context, branches []string) (removed int, err error) {
+	tag, err := p.spare.Exec(ctx, "DELETE FROM pawl_branch.witness WHERE branch = ANY ($1)", branches)
 	return int(tag.RowsAffected()), p.wrap("forget", err)
 }
 
@@ -200,8 +209,8 @@ func (b *postgresBranch) Tx() pgx.Tx { return b.lent }
 
 // ReadOnly asks whether the transaction has an id, unless it is known to have written.
 func (b *postgresBranch) ReadOnly(ctx context.Context) (readOnly bool, err error) {
-	if began, err := b.tx.Began(); err != nil || !began {
-		return true, b.p.wrap("begin", err)
+	if began, err := intact(b.tx, b.conn); err != nil || !began {
+		return true, b.p.wrap("vote", err)
 	}
 	if b.lent.wrote.Load() {
 		return false, nil
@@ -229,14 +238,18 @@ const (
 // end sends the witness and the statement that ends the transaction, whose tag must be its own, in one message. In a transaction that has failed Postgres answers ROLLBACK, and no error.
 func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknown bool, err error) {
 	b.lent.Reclaim()
-	if began, err := b.tx.Began(); err != nil || !began { // there is nothing to commit
-		return false, b.p.wrap("begin", err)
-	}
-	conn := b.conn.Conn()
-	if _, err := conn.Prepare(ctx, witnessName, witnessSQL); err != nil { // once a connection
+	if began, err := intact(b.tx, b.conn); err != nil || !began { // there is nothing to commit
 		return false, b.p.wrap("vote", err)
 	}
-	results, err := conn.PgConn().Exec(ctx, "EXECUTE "+witnessName+"('"+b.id.String()+"'); "+statement).ReadAll()
+	conn := b.conn.Conn()
+	witness := strings.Replace(witnessSQL, "$1", "'"+b.id.String()+"'", 1)
+	if conn.Config().DefaultQueryExecMode == pgx.QueryExecModeCacheStatement { // else the pool is told to prepare nothing, as behind PgBouncer
+		if _, err := conn.Prepare(ctx, witnessName, witnessSQL); err != nil { // once a connection
+			return false, b.p.wrap("vote", err)
+		}
+		witness = "EXECUTE " + witnessName + "('" + b.id.String() + "')"
+	}
+	results, err := conn.PgConn().Exec(ctx, witness+"; "+statement).ReadAll()
 	got := ""
 	if err == nil {
 		got = results[len(results)-1].CommandTag.String()
@@ -248,6 +261,14 @@ func (b *postgresBranch) end(ctx context.Context, statement, tag string) (unknow
 		return false, b.p.wrap("vote", fmt.Errorf("%w: %s", pgx.ErrTxCommitRollback, got))
 	}
 	return false, nil
+}
+
+// intact tells whether a transaction has begun; why it could not, or ErrEnded if the function has ended it in SQL.
+func intact(tx *db.Lazy, conn *pgxpool.Conn) (began bool, err error) {
+	if began, err = tx.Began(); began && err == nil && conn.Conn().PgConn().TxStatus() == 'I' {
+		err = fmt.Errorf("%w, by SQL of the function: what that has committed stays", ErrEnded)
+	}
+	return began, err
 }
 
 // Settle ends the prepared branch on the connection that prepared it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -18,12 +19,14 @@ const (
 	// KeepDefault is how long decisions, and the witnesses at participants, are kept.
 	KeepDefault = 24 * time.Hour
 
-	recoverMax     = 10 * time.Second // how long a recovery is at one participant
-	reachMax       = 4 * time.Second  // how long it waits for one that does not answer: less than from one pass to the next
-	unfinishedWait = 5 * time.Second  // how long the manager that decided has to finish it
-	doneLag        = time.Minute      // how late a decision may be visible
-	unfinishedMax  = 10_000           // decisions looked at in one transaction
-	forgetMax      = 10_000           // witnesses removed in one transaction
+	recoverMax     = 10 * time.Second    // how long a recovery is at one participant
+	reachMax       = 4 * time.Second     // how long it waits for one that does not answer: less than from one pass to the next
+	unfinishedWait = 5 * time.Second     // how long the manager that decided has to finish it
+	doneLag        = time.Minute         // how late a decision may be visible
+	unfinishedMax  = 10_000              // decisions looked at in one transaction
+	seenMax        = 200_000             // branches that are not asked again while others of their transactions are
+	forgetMax      = 10_000              // witnesses removed in one transaction
+	othersKeep     = 90 * 24 * time.Hour // how long those of other coordinators are kept, which may be gone
 )
 
 // Recovery is what a pass of Recover found and did.
@@ -54,19 +57,17 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 		r      Recovery
 		mu     sync.Mutex
 		group  sync.WaitGroup
-		faults []error // of the coordinator's database
+		faults []error    // of the coordinator's database
+		found  []BranchID // that were rolled back
 	)
-	m.mu.Lock()
-	done := m.done
-	m.mu.Unlock()
 	at := hindrances{errs: map[string]error{}, down: map[string]bool{}}
 	for _, p := range m.participants {
 		group.Go(func() {
 			ctx, stop := context.WithTimeout(ctx, recoverMax)
 			defer stop()
-			one, n, err := m.recoverAt(ctx, p, h)
-			if err == nil && !done.IsZero() { // who has committed is asked again and again until all have
-				_, err = p.Forget(ctx, max(keep, h.At.Sub(done))+time.Hour, forgetMax)
+			one, aborted, n, err := m.recoverAt(ctx, p, h)
+			if err == nil {
+				err = m.forget(ctx, p, h.Home, keep+time.Hour)
 			}
 			see := db.SeeGlobalParticipantParams{Ns: m.conf.Namespace, Name: p.Name(), Kind: p.Kind(), Address: p.Address(), Prepared: int32(max(n, 0))}
 			if err != nil {
@@ -79,14 +80,14 @@ func (m *Manager) Recover(ctx context.Context, keep time.Duration) (Recovery, er
 			mu.Lock()
 			defer mu.Unlock()
 			r.Committed, r.RolledBack, r.Doubts = r.Committed+one.Committed, r.RolledBack+one.RolledBack, r.Doubts+one.Doubts
-			faults = append(faults, fault)
+			faults, found = append(faults, fault), append(found, aborted...)
 			if err != nil {
 				at.errs[p.Name()], at.down[p.Name()] = err, n < 0 || ctx.Err() != nil
 			}
 		})
 	}
 	group.Wait()
-	faults = append(faults, m.finishDecided(ctx, h.At, at, &r), m.removeOld(ctx, keep, &r))
+	faults = append(faults, m.doubtAborted(ctx, found, at, &r), m.finishDecided(ctx, h.At, at, &r), m.removeOld(ctx, keep, &r))
 	switch err := errors.Join(faults...); {
 	case err != nil:
 		return r, fmt.Errorf("recover: %w", wrap(err))
@@ -103,24 +104,26 @@ type hindrances struct {
 }
 
 // recoverAt settles what a participant has prepared: first that is listed, then what is decided is read. n is how many of this coordinator's it has; below 0: it could not be asked.
-func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalHomeRow) (r Recovery, n int, err error) {
+func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalHomeRow) (r Recovery, aborted []BranchID, n int, err error) {
 	first, stop := context.WithTimeout(ctx, reachMax)
 	defer stop()
 	prepared, err := p.Prepared(first)
 	if err != nil {
-		return r, -1, err
+		return r, nil, -1, err
 	}
 	prepared = slices.DeleteFunc(prepared, func(one Prepared) bool {
-		return cluster(one.Branch.Home) != cluster(h.Home) || one.Branch.Namespace != m.conf.Namespace
+		return database(one.Branch.Home) != database(h.Home) || one.Branch.Namespace != m.conf.Namespace
 	})
 	farthest, err := p.See(first, h.Home, h.Lsn)
-	if err != nil {
-		return r, len(prepared), err
+	if err == nil && farthest > h.Lsn {
+		err = m.lookRestored(ctx, h.Home, farthest)
 	}
-	restored := farthest > h.Lsn && m.restored(ctx, farthest)
+	if err != nil {
+		return r, nil, len(prepared), err
+	}
 	decided, err := m.decisions(ctx, prepared)
 	if err != nil {
-		return r, len(prepared), err
+		return r, nil, len(prepared), err
 	}
 	still := []string{}
 	var faults []error
@@ -128,27 +131,31 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 		id := one.Branch.ID.String()
 		d, known := decided[id]
 		if !known {
+			if one.Branch.Deadline.After(h.At) {
+				continue
+			}
+			got, err := m.q.PresumeGlobal(ctx, db.PresumeGlobalParams{Ns: m.conf.Namespace, ID: id, Home: one.Branch.Home, DecidedBy: m.conf.Name, Reason: "recovery found it prepared past its deadline"})
 			switch {
-			case one.Branch.Home != h.Home || restored:
+			case db.Code(err) == "55P03": // somebody is deciding it
+				continue
+			case err != nil:
+				return r, aborted, len(prepared), err
+			case !got.Known:
 				still = append(still, id)
-				faults = append(faults, m.doubt(ctx, one.Branch, "undecided", fmt.Sprintf("prepared for a coordinator's database as it was at %s, which is now at %s: it was restored or failed over, and a decision may be lost", one.Branch.Home, h.Home)))
-				continue
-			case one.Branch.Deadline.After(h.At):
+				faults = append(faults, m.doubt(ctx, one.Branch, "undecided", fmt.Sprintf("prepared for a coordinator's database as it was at %s, which was restored or failed over since: a decision may be lost", one.Branch.Home)))
 				continue
 			}
-			if d, err = m.presume(ctx, one.Branch); err != nil {
-				return r, len(prepared), err
-			}
+			d = got.Committed
 		}
 		_, err := m.settle(ctx, p, one.Branch, d)
-		isMixed := (*MixedError)(nil)
 		switch {
 		case err == nil && d:
 			r.Committed++
 		case err == nil:
 			r.RolledBack++
+			aborted = append(aborted, one.Branch)
 		case errors.Is(err, ErrBusy):
-		case errors.As(err, &isMixed):
+		case isNoted(err):
 			r.Doubts++
 		default:
 			still = append(still, id)
@@ -157,13 +164,59 @@ func (m *Manager) recoverAt(ctx context.Context, p Participant, h db.ReadGlobalH
 	}
 	r.Doubts += len(still)
 	faults = append(faults, m.q.ClearGlobalDoubts(ctx, db.ClearGlobalDoubtsParams{Ns: m.conf.Namespace, Participant: p.Name(), Still: still}))
-	return r, len(prepared), errors.Join(faults...)
+	return r, aborted, len(prepared), errors.Join(faults...)
 }
 
-// restored tells whether the coordinator's database is really behind what a participant has seen of it, and not only this pass behind another.
-func (m *Manager) restored(ctx context.Context, farthest int64) bool {
+// forget removes witnesses that are older than keep. Those of transactions that are not known to be committed everywhere stay: who has committed is asked again and again until all have. Other coordinators', of whose
+// transactions nobody here knows, stay for othersKeep.
+func (m *Manager) forget(ctx context.Context, p Participant, home string, keep time.Duration) error {
+	ours := prefix + strconv.Itoa(int(m.conf.Namespace)) + ":" + database(home) + "."
+	others, err := p.Old(ctx, prefix, othersKeep, forgetMax)
+	if others = slices.DeleteFunc(others, func(name string) bool { return strings.HasPrefix(name, ours) }); err == nil && len(others) > 0 {
+		_, err = p.Forget(ctx, others)
+	}
+	if err != nil {
+		return err
+	}
+	old, err := p.Old(ctx, ours, keep, forgetMax)
+	if err != nil || len(old) == 0 {
+		return err
+	}
+	ids := make([]string, len(old))
+	for i, name := range old {
+		b, _ := ParseBranchID(name)
+		ids[i] = b.ID.String()
+	}
+	open, err := m.q.ReadGlobalOpen(ctx, db.ReadGlobalOpenParams{Ns: m.conf.Namespace, IDs: ids})
+	if err != nil {
+		return err
+	}
+	kept := map[string]bool{}
+	for _, id := range open {
+		kept[id] = true
+	}
+	var gone []string
+	for i, name := range old {
+		if !kept[ids[i]] {
+			gone = append(gone, name)
+		}
+	}
+	_, err = p.Forget(ctx, gone)
+	return err
+}
+
+// lookRestored looks whether the coordinator's database is really behind what a participant has seen of it, and not only this pass behind another. Then it was restored, which is noted for good: its log will be as far again.
+func (m *Manager) lookRestored(ctx context.Context, at string, farthest int64) error {
 	h, err := m.q.ReadGlobalHome(ctx)
-	return err != nil || h.Lsn < farthest
+	if err != nil || h.Home != at || h.Lsn >= farthest {
+		return err
+	}
+	n, err := m.q.RaiseGlobalIncarnationOf(ctx, at)
+	if n > 0 {
+		m.conf.Logger.Error("coordinator's database is behind what participants have seen of it, so it was restored: nothing is presumed of transactions that began before", "home", at)
+		m.leaveHome()
+	}
+	return err
 }
 
 // decisions reads what is decided of branches.
@@ -174,32 +227,57 @@ func (m *Manager) decisions(ctx context.Context, prepared []Prepared) (map[strin
 		ids[i] = one.Branch.ID.String()
 	}
 	rows, err := m.q.ReadGlobalDecisions(ctx, db.ReadGlobalDecisionsParams{Ns: m.conf.Namespace, IDs: ids})
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, d := range rows {
 		decided[d.ID] = d.Committed
+		if d.Committed && !d.Ended && !d.DecidedAt.After(m.done) { // it was visible too late, or the clock was set back
+			m.done = d.DecidedAt.Add(-time.Microsecond)
+		}
 	}
 	return decided, err
 }
 
-// presume aborts a transaction that is past its deadline, unless somebody was first. Where a participant has committed it all the same, by hand, that is mixed.
-func (m *Manager) presume(ctx context.Context, b BranchID) (committed bool, err error) {
-	id := b.ID.String()
-	if err := m.q.AbortGlobal(ctx, db.AbortGlobalParams{Ns: m.conf.Namespace, IDs: []string{id}, DecidedBy: m.conf.Name, Reason: "recovery found it prepared past its deadline"}); err != nil {
-		return false, err
+// doubtAborted looks whether somebody has committed by hand, at any participant, what was rolled back at another. It comes last: a participant may let nobody look while the branch is prepared there.
+func (m *Manager) doubtAborted(ctx context.Context, aborted []BranchID, at hindrances, r *Recovery) error {
+	var faults []error
+	for b := range m.witnessed(ctx, aborted, at.down) {
+		r.Doubts++
+		faults = append(faults, m.doubt(ctx, b, "mixed", "it was committed there by hand, and is aborted"))
 	}
-	if committed, err = m.Outcome(ctx, id); err != nil || committed {
-		return committed, err
-	}
-	for _, p := range m.participants {
-		if done, err := p.Witnessed(ctx, b.at(p.Name())); err == nil && done {
-			if err := m.doubt(ctx, b.at(p.Name()), "mixed", "it was committed there by hand, and is aborted"); err != nil {
-				return false, err
-			}
-		}
-	}
-	return false, nil
+	return errors.Join(faults...)
 }
 
-// settle ends a prepared branch, and says what became of one that is not there: nil where it is as decided, else a MixedError, which is written down. did: it was there, and is ended now.
+// witnessed gives the branches of these transactions that participants have certainly committed. It takes 4 s at most, and then knows less.
+func (m *Manager) witnessed(ctx context.Context, transactions []BranchID, down map[string]bool) map[BranchID]bool {
+	ctx, stop := context.WithTimeout(ctx, reachMax)
+	defer stop()
+	var mu sync.Mutex
+	var group sync.WaitGroup
+	committed := map[BranchID]bool{}
+	for name, p := range m.participants {
+		if down[name] {
+			continue
+		}
+		group.Go(func() {
+			for _, b := range transactions {
+				done, err := p.Witnessed(ctx, b.at(name))
+				if err != nil {
+					return
+				}
+				if done {
+					mu.Lock()
+					committed[b.at(name)] = true
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	group.Wait()
+	return committed
+}
+
+// settle ends a prepared branch, and says what became of one that is not there: nil where it is as decided, else a MixedError, which is written down (isNoted), unless it says why not. did: it was there, and is ended now.
 func (m *Manager) settle(ctx context.Context, p Participant, b BranchID, commit bool) (did bool, err error) {
 	err = p.Settle(ctx, b, commit)
 	if !errors.Is(err, ErrAbsent) {
@@ -211,10 +289,24 @@ func (m *Manager) settle(ctx context.Context, p Participant, b BranchID, commit 
 	}
 	detail := "it was committed there by hand, and is aborted"
 	if commit {
+		rows, err := m.q.ReadGlobalDecisions(ctx, db.ReadGlobalDecisionsParams{Ns: m.conf.Namespace, IDs: []string{b.ID.String()}})
+		if err != nil || len(rows) == 0 || rows[0].Ended { // another has seen to it meanwhile, and the witness is forgotten
+			return false, err
+		}
 		detail = "it is committed, but not there: it was rolled back by hand, or lost with a restore"
 	}
 	m.conf.Logger.Error("global transaction is mixed: a participant did the opposite of what was decided", "id", b.ID, "participant", p.Name(), "detail", detail)
-	return false, errors.Join(&MixedError{b.ID.String(), []string{p.Name()}}, m.doubt(ctx, b, "mixed", detail))
+	mixed := &MixedError{b.ID.String(), commit, []string{p.Name()}}
+	if err := m.doubt(ctx, b, "mixed", detail); err != nil {
+		return false, errors.Join(mixed, err)
+	}
+	return false, mixed
+}
+
+// isNoted tells of settle's error whether the branch is mixed, and written down as such: nothing more can be done of it here.
+func isNoted(err error) bool {
+	_, mixed := err.(*MixedError) //nolint:errorlint // joined with another it is not
+	return mixed
 }
 
 func (m *Manager) doubt(ctx context.Context, b BranchID, what, detail string) error {
@@ -257,12 +349,18 @@ func (m *Manager) finishDecided(ctx context.Context, now time.Time, at hindrance
 	return errors.Join(faults...)
 }
 
-// finishOne has the participants of a transaction commit. done: all have, or did the opposite for good.
+// finishOne has the participants of a transaction commit. done: all have, or did the opposite for good. Those of which that is known are not asked again: while one participant is down, transactions gather that wait for it.
 func (m *Manager) finishOne(ctx context.Context, branch string, names []string, at hindrances, r *Recovery) (done bool) {
 	done = true
+	var settled []string
+	defer func() { m.see(settled, done) }()
 	for _, name := range names {
 		b, err := ParseBranchID(branch + name)
 		p := m.participants[name]
+		if m.isSeen(branch + name) {
+			settled = append(settled, branch+name)
+			continue
+		}
 		if err != nil || p == nil || at.down[name] { // another coordinator has it, or the next pass
 			done = false
 			continue
@@ -271,20 +369,45 @@ func (m *Manager) finishOne(ctx context.Context, branch string, names []string, 
 		did, err := m.settle(ctx, p, b, true)
 		late := ctx.Err() != nil
 		stop()
-		switch isMixed := (*MixedError)(nil); {
+		switch {
 		case err == nil && did:
 			r.Committed++
 		case err == nil:
-		case errors.As(err, &isMixed):
+		case isNoted(err):
 			r.Doubts++
 		case errors.Is(err, ErrBusy):
 			done = false
+			continue
 		default:
 			done = false
 			at.errs[name], at.down[name] = fmt.Errorf("branch %s: %w", b, err), late
+			continue
 		}
+		settled = append(settled, branch+name)
 	}
 	return done
+}
+
+func (m *Manager) isSeen(branch string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.seen[branch]
+}
+
+// see remembers the branches that are settled of a transaction, until that is done.
+func (m *Manager) see(branches []string, done bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.seen == nil || len(m.seen) > seenMax {
+		m.seen = map[string]bool{}
+	}
+	for _, b := range branches {
+		if done {
+			delete(m.seen, b)
+		} else {
+			m.seen[b] = true
+		}
+	}
 }
 
 // removeOld removes what was decided long ago.

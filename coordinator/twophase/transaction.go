@@ -40,7 +40,8 @@ type Tx struct {
 // own is the part of the coordinator's own database: it is never prepared, the decision rides in it.
 type own struct {
 	conn *pgxpool.Conn
-	tx   *db.Tx
+	lazy *db.Lazy
+	tx   *db.Tx // of it
 }
 
 // branch is a branch of a Tx.
@@ -74,7 +75,8 @@ func (t *Tx) Own(ctx context.Context) (pgx.Tx, error) {
 	if err != nil {
 		return nil, fmt.Errorf("own: %w", err)
 	}
-	t.own = &own{conn, db.Lend(db.NewLazy(conn.Conn()))}
+	lazy := db.NewLazy(conn.Conn())
+	t.own = &own{conn, lazy, db.Lend(lazy)}
 	return t.own.tx, nil
 }
 
@@ -95,7 +97,18 @@ func (t *Tx) enlist(ctx context.Context, p Participant) (Branch, error) {
 		t.branches[p.Name()] = b
 	}
 	t.mu.Unlock()
-	b.once.Do(func() { b.b, b.err = p.Begin(ctx, t.id.at(p.Name())) })
+	b.once.Do(func() {
+		one, err := p.Begin(ctx, t.id.at(p.Name()))
+		t.mu.Lock()
+		late := t.ended && err == nil
+		if b.b, b.err = one, err; late {
+			b.b, b.err = nil, ErrEnded
+		}
+		t.mu.Unlock()
+		if late { // a goroutine that the function left behind
+			one.Close(ctx)
+		}
+	})
 	return b.b, b.err
 }
 
@@ -163,7 +176,9 @@ func (t *Tx) Commit(ctx context.Context) error {
 		t.pending = names(writers)
 		return fmt.Errorf("commit %s: %w", t.ID(), err)
 	case err != nil:
-		t.abort(ctx, all)
+		if mixed := t.abort(ctx, all); len(mixed) > 0 {
+			return errors.Join(&MixedError{t.ID(), false, mixed}, err)
+		}
 		return fmt.Errorf("commit %s: %w: %w", t.ID(), ErrAborted, err)
 	}
 	err = t.finish(ctx, writers)
@@ -225,7 +240,9 @@ func (t *Tx) decide(ctx context.Context, writers []*branch) error {
 
 // commitOne commits the only branch that wrote.
 func (t *Tx) commitOne(ctx context.Context, b *branch) error {
-	unknown, err := b.b.Commit(ctx)
+	commit, stop := context.WithTimeout(ctx, t.timeout)
+	defer stop()
+	unknown, err := b.b.Commit(commit)
 	if !unknown {
 		return err
 	}
@@ -245,6 +262,9 @@ func (t *Tx) commitOne(ctx context.Context, b *branch) error {
 
 // commitOwn commits the coordinator's own part, after a statement, which decides or is of no account.
 func (t *Tx) commitOwn(ctx context.Context, decides bool, statement string, args ...any) error {
+	if _, err := intact(t.own.lazy, t.own.conn); err != nil {
+		return err
+	}
 	ctx, stop := context.WithTimeout(ctx, decideMax)
 	defer stop()
 	unknown, err := t.own.tx.End(ctx, statement, args...)
@@ -254,6 +274,8 @@ func (t *Tx) commitOwn(ctx context.Context, decides bool, statement string, args
 	case !decides:
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
+	t.own.conn.Release() // the place of the lost connection in the pool is for who asks
+	t.own = nil
 	return t.m.decider.find(ctx, t.ID(), err)
 }
 
@@ -280,7 +302,8 @@ func (t *Tx) finish(ctx context.Context, writers []*branch) error {
 		defer mu.Unlock()
 		if isMixed := (*MixedError)(nil); errors.As(err, &isMixed) {
 			mixed = append(mixed, b.p.Name())
-		} else {
+		}
+		if !isNoted(err) {
 			t.m.conf.Logger.Warn("a participant has not committed yet what was decided, recovery goes on", "id", t.ID(), "participant", b.p.Name(), "err", err)
 			t.pending = append(t.pending, b.p.Name())
 		}
@@ -290,13 +313,14 @@ func (t *Tx) finish(ctx context.Context, writers []*branch) error {
 		t.m.decider.ended(t.ID())
 	}
 	if len(mixed) > 0 {
-		return &MixedError{t.ID(), mixed}
+		return &MixedError{t.ID(), true, mixed}
 	}
 	return nil
 }
 
-// abort rolls back everywhere. Where nobody knows whether a participant has prepared, the abort is written down, so that recovery need not wait for the deadline.
-func (t *Tx) abort(ctx context.Context, all []*branch) {
+// abort rolls back everywhere, but at those that it names, where somebody has committed by hand. Where nobody knows whether a participant has prepared, the abort is written down, so that recovery need not wait for the
+// deadline.
+func (t *Tx) abort(ctx context.Context, all []*branch) (mixed []string) {
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), abortMax)
 	defer stop()
 	left := false
@@ -308,11 +332,17 @@ func (t *Tx) abort(ctx context.Context, all []*branch) {
 		if !b.prepared {
 			return nil
 		}
-		if err := b.b.Settle(ctx, false); err != nil && !errors.Is(err, ErrAbsent) {
-			mu.Lock()
+		err := b.b.Settle(ctx, false)
+		if errors.Is(err, ErrAbsent) { // recovery was here, or somebody by hand
+			_, err = t.m.settle(ctx, b.p, t.id.at(b.p.Name()), false)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if isMixed := (*MixedError)(nil); errors.As(err, &isMixed) {
+			mixed = append(mixed, b.p.Name())
+		} else if err != nil {
 			left = true
 			t.pending = append(t.pending, b.p.Name())
-			mu.Unlock()
 		}
 		return nil
 	})
@@ -320,6 +350,7 @@ func (t *Tx) abort(ctx context.Context, all []*branch) {
 		_ = t.m.q.AbortGlobal(ctx, db.AbortGlobalParams{Ns: t.m.conf.Namespace, IDs: []string{t.ID()}, DecidedBy: t.m.conf.Name, Reason: "rolled back"}) // else recovery aborts it at its deadline
 	}
 	t.shut(ctx, all)
+	return mixed
 }
 
 // shut gives back all connections.

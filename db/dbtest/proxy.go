@@ -18,6 +18,7 @@ const (
 	DropCommit       // it does not reach the server
 	DropReply        // it does, and its reply does not come back
 	CutClient        // it does, and the client's connection is cut at once, while the server is at it
+	HoldReply        // it does, and from then on nothing comes back, though the connection stays
 )
 
 // Proxy stands between pools and the server and understands what they say. It is safe for concurrent use.
@@ -87,7 +88,7 @@ func (p *Proxy) serve(client net.Conn) {
 	p.mu.Lock()
 	p.conns = append(p.conns, client)
 	p.mu.Unlock()
-	var cut atomic.Bool // replies go nowhere
+	var cut, hold atomic.Bool // replies go nowhere
 	go func() {
 		defer client.Close()
 		buffer := make([]byte, 1<<16)
@@ -95,6 +96,9 @@ func (p *Proxy) serve(client net.Conn) {
 			n, err := upstream.Read(buffer)
 			if err != nil || cut.Load() {
 				return
+			}
+			if hold.Load() {
+				continue
 			}
 			if _, err := client.Write(buffer[:n]); err != nil {
 				return
@@ -136,7 +140,11 @@ func (p *Proxy) serve(client net.Conn) {
 		if acting == DropCommit {
 			return
 		}
-		if acting != PassCommit {
+		switch acting {
+		case PassCommit:
+		case HoldReply:
+			hold.Store(true)
+		default:
 			cut.Store(true)
 		}
 		to.Send(msg)
@@ -156,6 +164,11 @@ func (p *Proxy) serve(client net.Conn) {
 // CutAll closes all connections and lets no new one through.
 func (p *Proxy) CutAll() {
 	p.refuse.Store(true)
+	p.CutOld()
+}
+
+// CutOld closes all connections that there are.
+func (p *Proxy) CutOld() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range p.conns {

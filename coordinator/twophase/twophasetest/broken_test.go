@@ -20,7 +20,8 @@ type broken struct {
 	fence     func(twophase.BranchID) (bool, error)
 	prepared  func([]twophase.Prepared) []twophase.Prepared
 	see       func(lsn int64) int64
-	forget    func(p twophase.Participant, keep time.Duration, limit int) (int, error)
+	old       func(p twophase.Participant, begins string, age time.Duration, limit int) ([]string, error)
+	forget    func(p twophase.Participant, branches []string) (int, error)
 	branch    func(twophase.Branch) twophase.Branch
 }
 
@@ -60,11 +61,18 @@ func (b *broken) See(ctx context.Context, home string, lsn int64) (int64, error)
 	return b.Participant.See(ctx, home, lsn)
 }
 
-func (b *broken) Forget(ctx context.Context, keep time.Duration, limit int) (int, error) {
-	if b.forget != nil {
-		return b.forget(b.Participant, keep, limit)
+func (b *broken) Old(ctx context.Context, begins string, age time.Duration, limit int) ([]string, error) {
+	if b.old != nil {
+		return b.old(b.Participant, begins, age, limit)
 	}
-	return b.Participant.Forget(ctx, keep, limit)
+	return b.Participant.Old(ctx, begins, age, limit)
+}
+
+func (b *broken) Forget(ctx context.Context, branches []string) (int, error) {
+	if b.forget != nil {
+		return b.forget(b.Participant, branches)
+	}
+	return b.Participant.Forget(ctx, branches)
 }
 
 func (b *broken) Begin(ctx context.Context, id twophase.BranchID) (twophase.Branch, error) {
@@ -122,12 +130,16 @@ func TestConform_broken(t *testing.T) {
 		{"prepared/foreign", broken{prepared: func(all []twophase.Prepared) []twophase.Prepared { return append(all, twophase.Prepared{}) }}},
 		{"names", broken{prepared: func([]twophase.Prepared) []twophase.Prepared { return nil }}},
 		{"see", broken{see: func(lsn int64) int64 { return lsn }}},
-		{"forget", broken{forget: func(p twophase.Participant, _ time.Duration, limit int) (int, error) {
-			return p.Forget(context.Background(), 0, limit)
+		{"forget", broken{old: func(p twophase.Participant, begins string, _ time.Duration, limit int) ([]string, error) {
+			return p.Old(context.Background(), begins, 0, limit)
 		}}},
-		{"forget", broken{forget: func(p twophase.Participant, keep time.Duration, _ int) (int, error) {
-			return p.Forget(context.Background(), keep, 1000)
+		{"forget", broken{old: func(p twophase.Participant, begins string, age time.Duration, _ int) ([]string, error) {
+			return p.Old(context.Background(), begins, age, 1000)
 		}}},
+		{"forget", broken{old: func(p twophase.Participant, _ string, age time.Duration, limit int) ([]string, error) {
+			return p.Old(context.Background(), "", age, limit)
+		}}},
+		{"forget", broken{forget: func(_ twophase.Participant, branches []string) (int, error) { return len(branches), nil }}},
 		{"read-only", broken{branch: func(b twophase.Branch) twophase.Branch { return &brokenBranch{Branch: b, readOnly: true} }}},
 		{"settle", broken{branch: func(b twophase.Branch) twophase.Branch {
 			return &brokenBranch{Branch: b, prepare: func(b twophase.Branch) (bool, error) { return b.Commit(context.Background()) }}

@@ -588,7 +588,7 @@ func see(ctx context.Context, t Target) error {
 	return nil
 }
 
-// forget: Forget removes old witnesses, as many as it is told to, and is neither hindered by nor harms what is prepared or at work.
+// forget: Old lists old witnesses of some coordinator, as many as it is told to, and Forget removes what it is told to. Neither is hindered by nor harms what is prepared or at work.
 func forget(ctx context.Context, t Target) error {
 	b, err := newBench(ctx, t)
 	if err != nil {
@@ -617,11 +617,16 @@ func forget(ctx context.Context, t Target) error {
 	}
 	pause(ctx) // they are older than 0 then
 	for _, step := range []struct {
-		keep        time.Duration
+		begins      string
+		age         time.Duration
 		limit, want int
-	}{{time.Hour, 100, 0}, {0, 2, 2}, {0, 100, 3}, {0, 100, 0}} {
-		if n, err := b.there.Forget(ctx, step.keep, step.limit); err != nil || n != step.want {
-			return fmt.Errorf("forget(%s, %d): got %d, %w; want %d", step.keep, step.limit, n, err, step.want)
+	}{{"pawl:1:", time.Hour, 100, 0}, {"pawl:2:", 0, 100, 0}, {"pawl:1:", 0, 2, 2}, {"pawl:1:", 0, 100, 3}, {"pawl:1:", 0, 100, 0}} {
+		old, err := b.there.Old(ctx, step.begins, step.age, step.limit)
+		if err != nil || len(old) != step.want {
+			return fmt.Errorf("old(%s, %s, %d): got %d, %w; want %d", step.begins, step.age, step.limit, len(old), err, step.want)
+		}
+		if n, err := b.there.Forget(ctx, old); err != nil || n != step.want {
+			return fmt.Errorf("forget of %d: got %d, %w", step.want, n, err)
 		}
 	}
 	for _, id := range ids {
