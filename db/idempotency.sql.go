@@ -271,7 +271,7 @@ SELECT c.scope::text AS scope, c.key::text AS key, c.token::bigint AS token, c.h
 FROM pawl.idempotency_claim c
 LEFT JOIN LATERAL (
   SELECT x.name, x.token, x.output, x.at FROM pawl.idempotency_point x WHERE x.ns = c.ns AND x.key = c.key AND x.scope = c.scope ORDER BY x.n DESC LIMIT 1) p ON true
-WHERE c.ns = $1::smallint
+WHERE -c.ns = -($1::smallint)
 ORDER BY c.created_at
 LIMIT $2::int
 `

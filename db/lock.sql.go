@@ -398,10 +398,8 @@ func (q *Queries) LockInTx(ctx context.Context, arg LockInTxParams) error {
 }
 
 const readLockHolder = `-- name: ReadLockHolder :one
-SELECT coalesce(max(h.token), 0)::bigint AS token, coalesce(max(h.session_id), 0)::bigint AS session_id,
-  coalesce(max(format('%s on %s, pid %s', z.name, z.host, z.pid)), '')::text AS process
-FROM pawl.lock_now($1::smallint, $2::text) s CROSS JOIN LATERAL unnest(s.holders) h
-JOIN pawl.session z ON z.ns = $1::smallint AND z.id = h.session_id AND z.ended_at IS NULL
+SELECT coalesce(max(h.token), 0)::bigint AS token, coalesce(max(h.session_id), 0)::bigint AS session_id, coalesce(max(h.process), '')::text AS process
+FROM pawl.lock_alive($1::smallint, $2::text) h
 `
 
 type ReadLockHolderParams struct {

@@ -104,11 +104,7 @@ func (q *Queries) Incarnate(ctx context.Context) error {
 }
 
 const listDueParked = `-- name: ListDueParked :many
-SELECT (CASE WHEN e.skipped THEN '' ELSE coalesce(e.key, '') END)::text AS key, e.id::bigint AS id FROM pawl.parked_event e
-WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL AND e.retry_at <= clock_timestamp()
-  AND EXISTS (SELECT FROM pawl.subscription s WHERE s.ns = e.ns AND s.id = e.subscription_id AND s.paused_at IS NULL)
-ORDER BY e.retry_at, e.id
-LIMIT $4::int
+SELECT coalesce(key, '')::text AS key, id::bigint AS id FROM pawl.parked_due($1::smallint, $2::int, $3::smallint, $4::int)
 `
 
 type ListDueParkedParams struct {
@@ -409,10 +405,8 @@ func (q *Queries) LockSubscription(ctx context.Context, arg LockSubscriptionPara
 }
 
 const nextParked = `-- name: NextParked :one
-SELECT coalesce((
-  SELECT greatest(extract(epoch FROM e.retry_at - clock_timestamp()) * 1000, 0) FROM pawl.parked_event e
-  WHERE e.ns = $1::smallint AND e.subscription_id = $2::int AND e.shard = $3::smallint AND e.dead_at IS NULL AND e.retry_at IS NOT NULL
-  ORDER BY e.retry_at LIMIT 1), -1)::bigint AS in_ms
+SELECT coalesce((SELECT greatest(extract(epoch FROM n.at - clock_timestamp()) * 1000, 0)
+  FROM (SELECT pawl.parked_next($1::smallint, $2::int, $3::smallint) AS at OFFSET 0) n WHERE n.at IS NOT NULL), -1)::bigint AS in_ms
 `
 
 type NextParkedParams struct {

@@ -48,7 +48,7 @@ func (q *Queries) ActOnSaga(ctx context.Context, arg ActOnSagaParams) (ActOnSaga
 }
 
 const findSaga = `-- name: FindSaga :one
-SELECT s.id FROM pawl.saga s WHERE s.ns = $1::smallint AND s.key = $2::text
+SELECT s.id FROM pawl.saga s WHERE -s.ns = -($1::smallint) AND s.key = $2::text
 `
 
 type FindSagaParams struct {
@@ -308,7 +308,7 @@ func (q *Queries) ListSagaEvents(ctx context.Context, arg ListSagaEventsParams) 
 }
 
 const listSagaHolds = `-- name: ListSagaHolds :many
-SELECT h.name FROM pawl.saga_hold h WHERE h.ns = $1::smallint AND h.saga_id = $2::bigint ORDER BY h.name LIMIT $3::int
+SELECT h.name FROM pawl.saga_hold h WHERE -h.ns = -($1::smallint) AND h.saga_id = $2::bigint ORDER BY h.name LIMIT $3::int
 `
 
 type ListSagaHoldsParams struct {
@@ -560,7 +560,7 @@ SELECT s.id, s.key, s.started_at, s.started_by, s.deadline_at, s.input, s.header
 FROM pawl.saga s
 JOIN pawl.saga_definition d ON d.ns = s.ns AND d.id = s.definition_id
 LEFT JOIN pawl.saga p ON p.ns = s.ns AND p.id = s.parent_id
-WHERE s.ns = $1::smallint AND s.key = $2::text
+WHERE -s.ns = -($1::smallint) AND s.key = $2::text
 `
 
 type ReadSagaParams struct {

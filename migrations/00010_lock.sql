@@ -229,7 +229,7 @@ BEGIN
           WHERE x.key = pawl.lock_key(p_ns, v_names[i]) AND x.id < v_limits[i] AND x.id > coalesce((SELECT s.served FROM pawl.lock_now(p_ns, v_names[i]) s), 0)) o
       LEFT JOIN LATERAL (
         SELECT x.name, x.id FROM pawl.lock_waiter x WHERE x.ns = p_ns AND x.owner = o.owner
-          AND x.id > coalesce((SELECT s.served FROM pawl.lock_now(p_ns, x.name) s), 0)) w ON true
+          AND x.id > coalesce((SELECT s.served FROM pawl.lock_now(p_ns, x.name) s), 0) OFFSET 0) w ON true  -- owner by owner, else Postgres may read all waits once for all
       WHERE (o.owner <> v_owners[i] OR i > 1)
     LOOP
       IF n.owner = p_owner THEN
@@ -477,8 +477,20 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan
 BEGIN
   RETURN coalesce((SELECT string_agg(format('%s on %s, pid %s (session %s), since %s', coalesce(z.name, 'an unknown session'), z.host, z.pid, h.session_id,
       to_char(h.since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')), '; ')
-    FROM (SELECT u.* FROM unnest(s.holders) u ORDER BY u.token LIMIT 3) h LEFT JOIN pawl.session z ON z.ns = s.ns AND z.id = h.session_id),
+    FROM (SELECT u.* FROM unnest(s.holders) u ORDER BY u.token LIMIT 3) h LEFT JOIN LATERAL (SELECT y.* FROM pawl.session y WHERE y.ns = s.ns AND y.id = h.session_id OFFSET 0) z ON true),
     'nobody until ' || to_char(s.free_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.MS"Z"'), 'those who wait');
+END $$;
+-- +goose StatementEnd
+
+-- The holders of a lock whose session is alive.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.lock_alive(p_ns smallint, p_name text) RETURNS TABLE (token bigint, session_id bigint, process text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+  RETURN QUERY
+    SELECT h.token, h.session_id, format('%s on %s, pid %s', z.name, z.host, z.pid)
+    FROM pawl.lock_now(p_ns, p_name) s CROSS JOIN LATERAL unnest(s.holders) h
+    CROSS JOIN LATERAL (SELECT y.* FROM pawl.session y WHERE y.ns = p_ns AND y.id = h.session_id AND y.ended_at IS NULL OFFSET 0) z;  -- one by one, not all sessions once
 END $$;
 -- +goose StatementEnd
 
@@ -529,14 +541,15 @@ DECLARE
   v_waited boolean;
 BEGIN
   PERFORM pawl.require_read_committed();
+  -- IS TRUE: found by the session alone, since Postgres may else read all states and waits with a key above p_after.
   FOR v_name, last IN
       SELECT n.name, n.key FROM (
         SELECT x.name, x.key FROM pawl.lock_state x CROSS JOIN LATERAL (SELECT y.holders FROM pawl.lock_now(p_ns, x.name) y) y
-          WHERE x.granted_to = p_session AND x.ns = p_ns AND x.key > p_after
+          WHERE x.granted_to = p_session AND x.ns = p_ns AND (x.key > p_after) IS TRUE
             AND EXISTS (SELECT FROM unnest(y.holders) u WHERE u.session_id = p_session AND u.token <> ALL (p_tokens) AND coalesce(u.waiter, 0) <> ALL (p_waiters))
         UNION
         SELECT w.name, w.key FROM pawl.lock_waiter w
-          WHERE w.session_id = p_session AND w.ns = p_ns AND w.key > p_after AND w.id <> ALL (p_waiters)
+          WHERE w.session_id = p_session AND w.ns = p_ns AND (w.key > p_after) IS TRUE AND w.id <> ALL (p_waiters)
             AND w.id > coalesce((SELECT y.served FROM pawl.lock_now(p_ns, w.name) y), 0)) n
       ORDER BY n.key LIMIT p_limit LOOP
     v_n := v_n + 1;
@@ -650,7 +663,7 @@ END $$;
 -- +goose StatementEnd
 
 -- +goose Down
-DROP FUNCTION pawl.sweep_locks, pawl.lock_rebase, pawl.lock_force, pawl.lock_resync, pawl.lock_guard_check, pawl.lock_assert, pawl.lock_who, pawl.lock_batch, pawl.lock_ask, pawl.lock_sole, pawl.lock_free,
+DROP FUNCTION pawl.sweep_locks, pawl.lock_rebase, pawl.lock_force, pawl.lock_resync, pawl.lock_guard_check, pawl.lock_assert, pawl.lock_alive, pawl.lock_who, pawl.lock_batch, pawl.lock_ask, pawl.lock_sole, pawl.lock_free,
   pawl.lock_ring, pawl.lock_reap, pawl.lock_serve, pawl.lock_append, pawl.lock_durable, pawl.lock_joined, pawl.lock_fits, pawl.lock_token_next, pawl.timeline, pawl.lock_now, pawl.lock_grant_key, pawl.lock_key;
 DROP TABLE pawl.lock_guard, pawl.lock_waiter, pawl.lock_state;
 DROP SEQUENCE pawl.lock_token, pawl.lock_id;

@@ -2,7 +2,8 @@
 
 -- What was answered to a request, by the key that its sender gave it. scope: whose key it is, and for what. Inserted once and never updated; an expired answer is removed by
 -- the sweep, or by the next request with its key. The key comes first in the index, since an operator looks by it alone. ns has no foreign key here and below: its check
--- would lock the one row of the namespace in every transaction, and write to it as soon as two do.
+-- would lock the one row of the namespace in every transaction, and write to it as soon as two do. The other indexes here and below are by -ns: who seeks a row by its
+-- primary key could else take one of them, while the table is empty and the planner takes all for equally short.
 CREATE TABLE pawl.idempotency_key (
   ns          smallint    NOT NULL,
   key         text        NOT NULL,
@@ -16,7 +17,7 @@ CREATE TABLE pawl.idempotency_key (
   PRIMARY KEY (ns, key, scope),
   CONSTRAINT idempotency_key_length CHECK (octet_length(key) BETWEEN 1 AND 255 AND octet_length(scope) <= 1024 AND octet_length(fingerprint) <= 255)
 );
-CREATE INDEX idempotency_key_expires ON pawl.idempotency_key (ns, expires_at);
+CREATE INDEX idempotency_key_expires ON pawl.idempotency_key ((-ns), expires_at);
 
 -- Phased requests in progress: who is at work on the key, under a token that grows with every claim, until when unless it renews; then another goes on from the newest point.
 -- The row goes when the answer is stored. Updated by renewals and take-overs only, in no column of an index.
@@ -34,7 +35,7 @@ CREATE TABLE pawl.idempotency_claim (
   PRIMARY KEY (ns, key, scope),
   CONSTRAINT idempotency_claim_length CHECK (octet_length(key) BETWEEN 1 AND 255 AND octet_length(scope) <= 1024 AND octet_length(fingerprint) <= 255)
 ) WITH (fillfactor = 70);
-CREATE INDEX idempotency_claim_created ON pawl.idempotency_claim (ns, created_at);
+CREATE INDEX idempotency_claim_created ON pawl.idempotency_claim ((-ns), created_at);
 
 -- The recovery points that a phased request has reached, in the order of n, each with its phase's output. They go with the answer.
 CREATE TABLE pawl.idempotency_point (
@@ -61,7 +62,7 @@ CREATE TABLE pawl.inbox (
   expires_at timestamptz NOT NULL,
   PRIMARY KEY (ns, consumer, message_id)
 );
-CREATE INDEX inbox_expires ON pawl.inbox (ns, expires_at);
+CREATE INDEX inbox_expires ON pawl.inbox ((-ns), expires_at);
 
 -- Up to where the sweep has removed what expired: it goes on from there, not from rows that are dead but held by an open transaction. whole_at: when it last began from the front.
 CREATE TABLE pawl.idempotency_floor (
@@ -281,10 +282,11 @@ END $$;
 -- +goose StatementEnd
 
 -- The sweep "idempotency": removes up to p_limit answers, with their points, and as many messages, that have expired, and claims that nobody has taken up for p_keep. What an
--- open transaction is at work on stays. Once an hour it begins from the front, for what was committed after its time. NULL: another node is at it.
+-- open transaction is at work on stays. Once an hour it begins from the front, for what was committed after its time. NULL: another node is at it. Without bitmap scans: a batch would read and sort
+-- all that is old.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.sweep_idempotency(p_ns smallint, p_keep interval, p_limit int) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '2s' AS $$
 DECLARE
   f     pawl.idempotency_floor;
   v_now timestamptz := clock_timestamp();
@@ -305,7 +307,7 @@ BEGIN
   -- A row that is locked is being replaced; one that was replaced since this statement began is gone when it is locked.
   WITH gone AS (
     DELETE FROM pawl.idempotency_key k USING (
-        SELECT x.key, x.scope FROM pawl.idempotency_key x WHERE x.ns = p_ns AND x.expires_at >= f.key_at AND x.expires_at < v_now
+        SELECT x.key, x.scope FROM pawl.idempotency_key x WHERE -x.ns = -p_ns AND x.expires_at >= f.key_at AND x.expires_at < v_now
         ORDER BY x.expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED) o
       WHERE k.ns = p_ns AND k.key = o.key AND k.scope = o.scope
       RETURNING k.key, k.scope, k.expires_at),
@@ -314,7 +316,7 @@ BEGIN
   f.key_at := CASE WHEN v_did < p_limit THEN v_now ELSE v_at END;
   WITH gone AS (
     DELETE FROM pawl.inbox i USING (
-        SELECT x.consumer, x.message_id FROM pawl.inbox x WHERE x.ns = p_ns AND x.expires_at >= f.message_at AND x.expires_at < v_now
+        SELECT x.consumer, x.message_id FROM pawl.inbox x WHERE -x.ns = -p_ns AND x.expires_at >= f.message_at AND x.expires_at < v_now
         ORDER BY x.expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED) o
       WHERE i.ns = p_ns AND i.consumer = o.consumer AND i.message_id = o.message_id
       RETURNING i.expires_at)
@@ -323,7 +325,7 @@ BEGIN
   v_did := v_did + v_n;
   WITH gone AS (
     DELETE FROM pawl.idempotency_claim c USING (
-        SELECT x.key, x.scope FROM pawl.idempotency_claim x WHERE x.ns = p_ns AND x.created_at < v_now - p_keep AND x.until < v_now - p_keep
+        SELECT x.key, x.scope FROM pawl.idempotency_claim x WHERE -x.ns = -p_ns AND x.created_at < v_now - p_keep AND x.until < v_now - p_keep
         ORDER BY x.created_at LIMIT p_limit FOR UPDATE SKIP LOCKED) o
       WHERE c.ns = p_ns AND c.key = o.key AND c.scope = o.scope
       RETURNING c.key, c.scope),

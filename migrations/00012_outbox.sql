@@ -108,7 +108,7 @@ CREATE TABLE pawl.parked_event (
   payload         bytea       NOT NULL,
   PRIMARY KEY (ns, subscription_id, shard, id)
 );
-CREATE INDEX parked_event_due ON pawl.parked_event (ns, subscription_id, shard, retry_at) WHERE dead_at IS NULL AND retry_at IS NOT NULL;
+CREATE INDEX parked_event_due ON pawl.parked_event ((-ns), subscription_id, shard, retry_at) WHERE dead_at IS NULL AND retry_at IS NOT NULL;
 CREATE INDEX parked_event_key ON pawl.parked_event (ns, subscription_id, shard, key, id) WHERE NOT skipped;
 
 -- A number that is drawn anew after each crash, fail-over and restore: Postgres empties an unlogged table then. Transaction ids of which no WAL had been flushed are given
@@ -357,11 +357,14 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Where a shard stands, and what its subscription says.
+-- Where a shard stands. Not to be put in place of its call: where the table was empty when its statistics were made, the planner would read all of it.
 -- +goose StatementBegin
-CREATE FUNCTION pawl.subscription_position(p_ns smallint, p_subscription int, p_shard smallint) RETURNS SETOF pawl.subscription_batch LANGUAGE sql STABLE BEGIN ATOMIC
-  SELECT b.* FROM pawl.subscription_batch b WHERE b.ns = p_ns AND b.subscription_id = p_subscription AND b.shard = p_shard ORDER BY b.id DESC LIMIT 1;
-END;
+CREATE FUNCTION pawl.subscription_position(p_ns smallint, p_subscription int, p_shard smallint) RETURNS SETOF pawl.subscription_batch
+LANGUAGE plpgsql STABLE ROWS 1 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+  RETURN QUERY
+    SELECT b.* FROM pawl.subscription_batch b WHERE b.ns = p_ns AND b.subscription_id = p_subscription AND b.shard = p_shard ORDER BY b.id DESC LIMIT 1;
+END $$;
 -- +goose StatementEnd
 
 -- Opens a batch after a position in p_epoch: all that is committed by now. The mark is read before the snapshot and the ceiling after it, each in a statement of its own.
@@ -442,7 +445,7 @@ CREATE FUNCTION pawl.outbox_settle(p_ns smallint, p_subscription int, p_shard sm
   p_to_mark bigint, p_ceiling bigint, p_done bigint,
   p_events bigint, p_ids bigint[], p_attempts int[], p_retry_ms bigint[], p_dead boolean[], p_errors text[],
   p_skip boolean, p_durable boolean, p_incarnation bigint) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '10s' AS $$
 DECLARE
   v_now    timestamptz;
   v_id     bigint;
@@ -467,8 +470,9 @@ BEGIN
       ON CONFLICT (ns, subscription_id, shard, id) DO NOTHING;
     -- A key may have been drained since its event was read, and after a rewind earlier ones come.
     PERFORM pawl.parked_lead(p_ns, p_subscription, p_shard, ARRAY(
-      SELECT DISTINCT e.key FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.id = ANY (p_ids)
-        AND e.key IS NOT NULL AND NOT e.skipped));
+      SELECT DISTINCT e.key FROM unnest(p_ids) i
+      CROSS JOIN LATERAL (SELECT y.key, y.skipped FROM pawl.parked_event y WHERE y.ns = p_ns AND y.subscription_id = p_subscription AND y.shard = p_shard AND y.id = i OFFSET 0) e
+      WHERE e.key IS NOT NULL AND NOT e.skipped));
   END IF;
   INSERT INTO pawl.subscription_batch (ns, subscription_id, shard, at, epoch, seen_xid, late, floor, mark, to_epoch, to_xid, to_late, to_floor, to_mark,
       ceiling, done, events)
@@ -479,22 +483,54 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- Lets the first parked event of each key be tried now, unless it waits for its time or is given up, and none behind it.
+-- Lets the first parked event of each key be tried now, unless it waits for its time or is given up, and none behind it. Key by key: for all at once Postgres may read what is
+-- parked behind others.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.parked_lead(p_ns smallint, p_subscription int, p_shard smallint, p_keys text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_key   text;
+  v_first bigint;
 BEGIN
-  UPDATE pawl.parked_event e SET retry_at = CASE WHEN e.id = f.id THEN clock_timestamp() END
-    FROM unnest(p_keys) k CROSS JOIN LATERAL (
-      SELECT x.id FROM pawl.parked_event x WHERE x.ns = p_ns AND x.subscription_id = p_subscription AND x.shard = p_shard AND x.key = k AND NOT x.skipped ORDER BY x.id LIMIT 1) f
-    WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.key = k AND NOT e.skipped AND e.dead_at IS NULL AND (e.id = f.id) = (e.retry_at IS NULL);
+  FOREACH v_key IN ARRAY p_keys LOOP
+    SELECT x.id INTO v_first FROM pawl.parked_event x
+      WHERE x.ns = p_ns AND x.subscription_id = p_subscription AND x.shard = p_shard AND x.key = v_key AND NOT x.skipped ORDER BY x.id LIMIT 1;
+    UPDATE pawl.parked_event e SET retry_at = CASE WHEN e.id = v_first THEN clock_timestamp() END
+      WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.key = v_key AND NOT e.skipped AND e.dead_at IS NULL
+        AND (e.id = v_first) = (e.retry_at IS NULL);
+  END LOOP;
+END $$;
+-- +goose StatementEnd
+
+-- The first parked event of each key that is due, the longest due first; key NULL: it goes by itself. None while the subscription is paused.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.parked_due(p_ns smallint, p_subscription int, p_shard smallint, p_limit int) RETURNS TABLE (key text, id bigint)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  v_now timestamptz := clock_timestamp();
+BEGIN
+  RETURN QUERY
+    SELECT CASE WHEN NOT e.skipped THEN e.key END, e.id FROM pawl.parked_event e
+    WHERE -e.ns = -p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.dead_at IS NULL AND e.retry_at <= v_now
+      AND EXISTS (SELECT FROM pawl.subscription s WHERE s.ns = p_ns AND s.id = p_subscription AND s.paused_at IS NULL)
+    ORDER BY e.retry_at, e.id LIMIT p_limit;
+END $$;
+-- +goose StatementEnd
+
+-- When the next parked event is due, also while the subscription is paused; NULL: none is.
+-- +goose StatementBegin
+CREATE FUNCTION pawl.parked_next(p_ns smallint, p_subscription int, p_shard smallint) RETURNS timestamptz
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+  RETURN (SELECT e.retry_at FROM pawl.parked_event e
+    WHERE -e.ns = -p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.dead_at IS NULL AND e.retry_at IS NOT NULL ORDER BY e.retry_at LIMIT 1);
 END $$;
 -- +goose StatementEnd
 
 -- A parked event that is not given up, and with its key (NULL: by itself) those behind it in their order: up to p_limit, and none after the payload that reaches p_bytes.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.parked_page(p_ns smallint, p_subscription int, p_shard smallint, p_key text, p_id bigint, p_limit int, p_bytes bigint) RETURNS SETOF pawl.parked_event
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   e pawl.parked_event;
 BEGIN
@@ -518,13 +554,17 @@ END $$;
 -- +goose StatementBegin
 CREATE FUNCTION pawl.parked_settle(p_ns smallint, p_subscription int, p_shard smallint, p_key text, p_delivered bigint[], p_failed bigint, p_attempt int, p_retry_ms bigint,
   p_dead boolean, p_skip boolean, p_error text, p_incarnation bigint) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '10s' AS $$
+DECLARE
+  v_id bigint;
 BEGIN
   PERFORM pg_advisory_xact_lock(pawl.subscription_key(p_subscription, p_shard));
   IF p_incarnation IS DISTINCT FROM (SELECT i.nonce FROM pawl.incarnation i) THEN -- an id may have been given out again
     RAISE EXCEPTION 'pawl: the server has recovered from a crash' USING ERRCODE = 'PW001';
   END IF;
-  DELETE FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.id = ANY (p_delivered);
+  FOREACH v_id IN ARRAY p_delivered LOOP  -- one by one, as in parked_lead
+    DELETE FROM pawl.parked_event e WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.id = v_id;
+  END LOOP;
   UPDATE pawl.parked_event e SET attempt = p_attempt, error = p_error, retry_at = clock_timestamp() + p_retry_ms * interval '1 ms',
       dead_at = CASE WHEN p_dead THEN clock_timestamp() END, skipped = e.skipped OR p_dead AND p_skip
     WHERE e.ns = p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.id = p_failed;
@@ -646,6 +686,7 @@ CREATE FUNCTION pawl.sweep_outbox(p_ns smallint, p_keep interval, p_limit int) R
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' SET enable_seqscan = off AS $$
 DECLARE
   s     record;
+  v_old timestamptz := clock_timestamp() - p_keep;
   v_n   bigint;
   v_did bigint := 0;
 BEGIN
@@ -654,12 +695,12 @@ BEGIN
   END IF;
   FOR s IN SELECT x.id, i::smallint AS shard FROM pawl.subscription x CROSS JOIN LATERAL generate_series(0, x.shards - 1) i WHERE x.ns = p_ns ORDER BY x.id, i LOOP
     -- The oldest first: ids ascend with time in a shard.
-    DELETE FROM pawl.subscription_batch b WHERE b.ns = p_ns AND b.subscription_id = s.id AND b.shard = s.shard AND b.id = ANY (ARRAY(
-      SELECT o.id FROM (
+    DELETE FROM pawl.subscription_batch b WHERE b.ns = p_ns AND b.subscription_id = s.id AND b.shard = s.shard AND b.at < v_old AND b.id <= (
+      SELECT max(o.id) FROM (
         SELECT x.id, x.at FROM pawl.subscription_batch x
         WHERE x.ns = p_ns AND x.subscription_id = s.id AND x.shard = s.shard AND x.id < (SELECT n.id FROM pawl.subscription_position(p_ns, s.id, s.shard) n)
         ORDER BY x.id LIMIT p_limit - v_did) o
-      WHERE o.at < clock_timestamp() - p_keep));
+      WHERE o.at < v_old);
     GET DIAGNOSTICS v_n = ROW_COUNT;
     v_did := v_did + v_n;
     EXIT WHEN v_did >= p_limit;
@@ -696,7 +737,7 @@ END $$;
 SELECT pawl.partition_ahead();
 
 -- +goose Down
-DROP FUNCTION pawl.outbox_rebase, pawl.outbox_away, pawl.sweep_outbox, pawl.subscription_remove, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_page, pawl.parked_lead,
+DROP FUNCTION pawl.outbox_rebase, pawl.outbox_away, pawl.sweep_outbox, pawl.subscription_remove, pawl.subscription_replay, pawl.subscription_rewind, pawl.subscription_pause, pawl.parked_settle, pawl.parked_page, pawl.parked_next, pawl.parked_due, pawl.parked_lead,
   pawl.outbox_settle, pawl.outbox_page, pawl.outbox_open, pawl.subscription_position, pawl.subscription_create, pawl.ordered, pawl.publish, pawl.publish_event, pawl.raise_outbox_moved,
   pawl.publish_many, pawl.raise_event, pawl.outbox_create, pawl.uuid7, pawl.outbox_last, pawl.snapshot_late, pawl.event_key, pawl.subscription_key, pawl.incarnate;
 DROP TABLE pawl.parked_event, pawl.subscription_batch, pawl.subscription, pawl.outbox_event, pawl.outbox, pawl.incarnation;

@@ -196,7 +196,7 @@ END $$;
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_kept(p_ns smallint, OUT oldest_id bigint, OUT oldest_at timestamptz, OUT ranges bigint, OUT keep interval, OUT hold interval,
   OUT why text, OUT who text, OUT since timestamptz, OUT leaving_at timestamptz)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   r      pawl.partition;
   v_last bigint := pawl.outbox_last();

@@ -65,9 +65,9 @@ CREATE TABLE pawl.saga (
   started_by    text        NOT NULL,
   input         json        NOT NULL,
   headers       json,
-  PRIMARY KEY (ns, id),
-  UNIQUE (ns, key)
+  PRIMARY KEY (ns, id)
 );
+CREATE UNIQUE INDEX saga_key ON pawl.saga ((-ns), key);  -- by -ns, as in idempotency_key
 CREATE INDEX saga_parent ON pawl.saga (ns, parent_id, id) WHERE parent_id IS NOT NULL;
 
 CREATE TYPE pawl.saga_state AS ENUM ('running', 'compensating', 'stuck', 'succeeded', 'compensated', 'forced');
@@ -145,7 +145,7 @@ CREATE TABLE pawl.saga_hold (
   PRIMARY KEY (ns, name),
   CONSTRAINT saga_hold_name CHECK (length(name) BETWEEN 1 AND 512)
 );
-CREATE INDEX saga_hold_saga ON pawl.saga_hold (ns, saga_id);
+CREATE INDEX saga_hold_saga ON pawl.saga_hold ((-ns), saga_id);
 
 -- The lock under which sagas of one root advance. Taken behind the locks of lines and claims, in the order of ids.
 CREATE FUNCTION pawl.saga_lock_key(p_root bigint) RETURNS bigint
@@ -692,7 +692,7 @@ BEGIN
       -- Its end.
       IF pawl.saga_over(s.state) THEN
         ended := ended || g.key;
-        DELETE FROM pawl.saga_hold h WHERE h.ns = p_ns AND h.saga_id = g.id;
+        DELETE FROM pawl.saga_hold h WHERE -h.ns = -p_ns AND h.saga_id = g.id;
         IF g.parent_id IS NOT NULL THEN
           n_sagas := n_sagas || g.parent_id;
           n_steps := n_steps || g.parent_step;
@@ -859,7 +859,7 @@ DECLARE
   x record;
 BEGIN
   SELECT y.definition_id, y.input::jsonb = p_input::jsonb AS same, z.name, z.version INTO x
-    FROM pawl.saga y JOIN pawl.saga_definition z ON z.ns = p_ns AND z.id = y.definition_id WHERE y.ns = p_ns AND y.key = p_key;
+    FROM pawl.saga y JOIN pawl.saga_definition z ON z.ns = p_ns AND z.id = y.definition_id WHERE -y.ns = -p_ns AND y.key = p_key;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'pawl: saga % was started by a transaction that this one cannot see', p_key USING ERRCODE = '40001', HINT = 'Try again in a new transaction.';
   END IF;
@@ -877,7 +877,7 @@ CREATE FUNCTION pawl.saga_open(p_ns smallint, p_key text, OUT saga pawl.saga, OU
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '10s' AS $$
 BEGIN
   PERFORM pawl.require_read_committed();
-  SELECT y.* INTO saga FROM pawl.saga y WHERE y.ns = p_ns AND y.key = p_key;
+  SELECT y.* INTO saga FROM pawl.saga y WHERE -y.ns = -p_ns AND y.key = p_key;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'pawl: there is no saga %', p_key USING ERRCODE = 'PW024';
   END IF;
@@ -979,7 +979,7 @@ DECLARE
   v_other record;
 BEGIN
   PERFORM pawl.require_read_committed();
-  SELECT y.id, e.state INTO g FROM pawl.saga y CROSS JOIN LATERAL pawl.saga_now(p_ns, y.id) e WHERE y.ns = p_ns AND y.key = p_key;
+  SELECT y.id, e.state INTO g FROM pawl.saga y CROSS JOIN LATERAL pawl.saga_now(p_ns, y.id) e WHERE -y.ns = -p_ns AND y.key = p_key;
   IF NOT FOUND THEN
     RAISE EXCEPTION 'pawl: there is no saga %', p_key USING ERRCODE = 'PW024';
   END IF;
@@ -991,7 +991,9 @@ BEGIN
     IF FOUND THEN
       RETURN NULL;
     END IF;
-    SELECT y.id, y.key, e.state INTO v_other FROM pawl.saga_hold h JOIN pawl.saga y ON y.ns = p_ns AND y.id = h.saga_id CROSS JOIN LATERAL pawl.saga_now(p_ns, y.id) e
+    SELECT y.id, y.key, e.state INTO v_other FROM pawl.saga_hold h
+      CROSS JOIN LATERAL (SELECT z.id, z.key FROM pawl.saga z WHERE z.ns = p_ns AND z.id = h.saga_id OFFSET 0) y  -- by its id, also in a table without statistics
+      CROSS JOIN LATERAL pawl.saga_now(p_ns, y.id) e
       WHERE h.ns = p_ns AND h.name = p_name;
     IF v_other.id = g.id THEN
       RETURN NULL;
@@ -1252,7 +1254,7 @@ BEGIN
       OR x.root_id <> x.id AND NOT EXISTS (SELECT FROM pawl.saga_now(p_ns, x.root_id) e WHERE pawl.saga_over(e.state));
     DELETE FROM pawl.saga_event e WHERE e.ns = p_ns AND e.saga_id = x.id;
     DELETE FROM pawl.saga_timer e WHERE e.ns = p_ns AND e.saga_id = x.id;
-    DELETE FROM pawl.saga_hold e WHERE e.ns = p_ns AND e.saga_id = x.id;
+    DELETE FROM pawl.saga_hold e WHERE -e.ns = -p_ns AND e.saga_id = x.id;
     DELETE FROM pawl.saga e WHERE e.ns = p_ns AND e.id = x.id;
     removed := removed + 1;
   END LOOP;

@@ -16,7 +16,7 @@ CREATE TABLE pawl.barrier (
   CONSTRAINT barrier_op CHECK (op IN ('action', 'undo', 'try', 'confirm', 'cancel')),
   CONSTRAINT barrier_reason CHECK (reason = op OR (op, reason) IN (('action', 'undo'), ('try', 'cancel'), ('action', 'refused'), ('try', 'refused')))
 );
-CREATE INDEX barrier_at ON pawl.barrier (ns, at);
+CREATE INDEX barrier_at ON pawl.barrier ((-ns), at);  -- by -ns, as in idempotency_key
 
 -- Up to where the sweep has removed what is old, as idempotency_floor.
 CREATE TABLE pawl.barrier_floor (
@@ -107,10 +107,11 @@ END $$;
 -- +goose StatementEnd
 
 -- The sweep of barriers: removes up to p_limit rows that are older than p_keep, the oldest first. Once an hour it begins from the front, for what was committed after its time. NULL: another
--- node is at it.
+-- node is at it. Without bitmap scans: a batch would read and sort
+-- all that is old.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.sweep_barrier(p_ns smallint, p_keep interval, p_limit int) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '2s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_custom_plan SET lock_timeout = '2s' AS $$
 DECLARE
   f     pawl.barrier_floor;
   v_now timestamptz := clock_timestamp();
@@ -130,7 +131,7 @@ BEGIN
   END IF;
   WITH gone AS (
     DELETE FROM pawl.barrier b USING (
-        SELECT x.gid, x.branch, x.op FROM pawl.barrier x WHERE x.ns = p_ns AND x.at >= f.at AND x.at < v_old
+        SELECT x.gid, x.branch, x.op FROM pawl.barrier x WHERE -x.ns = -p_ns AND x.at >= f.at AND x.at < v_old
         ORDER BY x.at LIMIT p_limit FOR UPDATE SKIP LOCKED) o
       WHERE b.ns = p_ns AND b.gid = o.gid AND b.branch = o.branch AND b.op = o.op
       RETURNING b.at)

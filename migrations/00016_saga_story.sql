@@ -44,7 +44,7 @@ BEGIN
   RETURN QUERY
     SELECT s.key, n.state, coalesce(d.steps[t.step], ''), t.what, t.detail, o.outputs
     FROM (SELECT DISTINCT k.key FROM unnest(p_keys) k(key)) k
-    CROSS JOIN LATERAL (SELECT x.* FROM pawl.saga x WHERE x.ns = p_ns AND x.key = k.key OFFSET 0) s
+    CROSS JOIN LATERAL (SELECT x.* FROM pawl.saga x WHERE -x.ns = -p_ns AND x.key = k.key OFFSET 0) s
     CROSS JOIN LATERAL (SELECT x.* FROM pawl.saga_event x WHERE x.ns = p_ns AND x.saga_id = s.id ORDER BY x.seq DESC LIMIT 1) n
     CROSS JOIN LATERAL (SELECT x.steps FROM pawl.saga_definition x WHERE x.ns = p_ns AND x.id = s.definition_id OFFSET 0) d
     LEFT JOIN LATERAL (

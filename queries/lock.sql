@@ -71,7 +71,5 @@ ORDER BY s.id DESC LIMIT @limit_rows::int;
 
 -- name: ReadLockHolder :one
 -- Who holds an exclusive lock alive; 0 and '' if nobody does. One row always.
-SELECT coalesce(max(h.token), 0)::bigint AS token, coalesce(max(h.session_id), 0)::bigint AS session_id,
-  coalesce(max(format('%s on %s, pid %s', z.name, z.host, z.pid)), '')::text AS process
-FROM pawl.lock_now(@ns::smallint, @name::text) s CROSS JOIN LATERAL unnest(s.holders) h
-JOIN pawl.session z ON z.ns = @ns::smallint AND z.id = h.session_id AND z.ended_at IS NULL;
+SELECT coalesce(max(h.token), 0)::bigint AS token, coalesce(max(h.session_id), 0)::bigint AS session_id, coalesce(max(h.process), '')::text AS process
+FROM pawl.lock_alive(@ns::smallint, @name::text) h;

@@ -57,18 +57,12 @@ SELECT count(*)::bigint AS parked FROM (
 
 -- name: ListDueParked :many
 -- The first of each key that is due, longest due first; key '': it goes by itself. None while the subscription is paused.
-SELECT (CASE WHEN e.skipped THEN '' ELSE coalesce(e.key, '') END)::text AS key, e.id::bigint AS id FROM pawl.parked_event e
-WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint AND e.dead_at IS NULL AND e.retry_at <= clock_timestamp()
-  AND EXISTS (SELECT FROM pawl.subscription s WHERE s.ns = e.ns AND s.id = e.subscription_id AND s.paused_at IS NULL)
-ORDER BY e.retry_at, e.id
-LIMIT @limit_keys::int;
+SELECT coalesce(key, '')::text AS key, id::bigint AS id FROM pawl.parked_due(@ns::smallint, @subscription_id::int, @shard::smallint, @limit_keys::int);
 
 -- name: NextParked :one
 -- How long until the next parked event is due, 0 if one is, also while the subscription is paused; -1: none is.
-SELECT coalesce((
-  SELECT greatest(extract(epoch FROM e.retry_at - clock_timestamp()) * 1000, 0) FROM pawl.parked_event e
-  WHERE e.ns = @ns::smallint AND e.subscription_id = @subscription_id::int AND e.shard = @shard::smallint AND e.dead_at IS NULL AND e.retry_at IS NOT NULL
-  ORDER BY e.retry_at LIMIT 1), -1)::bigint AS in_ms;
+SELECT coalesce((SELECT greatest(extract(epoch FROM n.at - clock_timestamp()) * 1000, 0)
+  FROM (SELECT pawl.parked_next(@ns::smallint, @subscription_id::int, @shard::smallint) AS at OFFSET 0) n WHERE n.at IS NOT NULL), -1)::bigint AS in_ms;
 
 -- name: ReadParked :many
 -- key '': the event by itself.

@@ -40,7 +40,7 @@ SELECT s.id, s.key, s.started_at, s.started_by, s.deadline_at, s.input, s.header
 FROM pawl.saga s
 JOIN pawl.saga_definition d ON d.ns = s.ns AND d.id = s.definition_id
 LEFT JOIN pawl.saga p ON p.ns = s.ns AND p.id = s.parent_id
-WHERE s.ns = @ns::smallint AND s.key = @key::text;
+WHERE -s.ns = -(@ns::smallint) AND s.key = @key::text;
 
 -- name: ListSagaEvents :many
 -- The newest_rows, and of the older ones the last of each kind and step. Oldest first.
@@ -49,7 +49,7 @@ SELECT e.seq, e.at, e.what::text AS what, e.state::text AS state, e.step, e.line
 FROM pawl.saga_told(@ns::smallint, @saga_id::bigint, @newest_rows::int) e;
 
 -- name: ListSagaHolds :many
-SELECT h.name FROM pawl.saga_hold h WHERE h.ns = @ns::smallint AND h.saga_id = @saga_id::bigint ORDER BY h.name LIMIT @limit_rows::int;
+SELECT h.name FROM pawl.saga_hold h WHERE -h.ns = -(@ns::smallint) AND h.saga_id = @saga_id::bigint ORDER BY h.name LIMIT @limit_rows::int;
 
 -- name: ListSagaChildren :many
 -- By the number of the step that each is: the newest, where one that was compensated has begun anew.
@@ -96,7 +96,7 @@ CROSS JOIN LATERAL pawl.saga_now(s.ns, s.id) n
 ORDER BY s.id DESC;
 
 -- name: FindSaga :one
-SELECT s.id FROM pawl.saga s WHERE s.ns = @ns::smallint AND s.key = @key::text;
+SELECT s.id FROM pawl.saga s WHERE -s.ns = -(@ns::smallint) AND s.key = @key::text;
 
 -- name: ListSagaDefinitions :many
 -- open: of the newest scan_rows sagas those that have not ended. older: there are more than scan_rows.

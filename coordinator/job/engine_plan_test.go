@@ -1,40 +1,13 @@
 package job_test
 
 import (
-	"cmp"
-	"context"
-	"encoding/json"
 	"fmt"
-	"regexp"
-	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pawl-dev/pawl/db/dbtest"
 )
-
-// buffers returns how many buffers a call touches, those of the statements in its functions included.
-func (e *engine) buffers(db dbtx, call string) int {
-	e.Helper()
-	var plan []struct {
-		Plan map[string]any
-	}
-	if err := json.Unmarshal(get[json.RawMessage](e, db, "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+call), &plan); err != nil {
-		e.Fatal(err)
-	}
-	n := 0
-	for _, kind := range []string{"Shared Hit Blocks", "Shared Read Blocks", "Local Hit Blocks", "Local Read Blocks", "Temp Read Blocks"} {
-		n += int(plan[0].Plan[kind].(float64))
-	}
-	return n
-}
-
-// noStatistics keeps autovacuum away: plans are made of what was known when there was little, and are not made anew under a measurement.
-func (e *engine) noStatistics() {
-	e.Helper()
-	e.exec(e.pool, `DO $$ DECLARE t regclass; BEGIN
-		FOR t IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace = 'pawl'::regnamespace LOOP EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t); END LOOP; END $$`)
-}
 
 // fill makes the tables large without ANALYZE: this many jobs, in line, claimed by one claim each and ended, of the same line and of another. The line stands
 // behind them; its last claim is claimedLast.
@@ -56,125 +29,38 @@ func (e *engine) fill(queue, other int32, session int64, rows int) {
 	e.exec(e.pool, "UPDATE pawl.session SET claims_clear = coalesce((SELECT max(id) FROM pawl.claim), 0)")
 }
 
-// TestEnginePlans: what a call reads does not depend on the size of the tables, though its plans were made while they were small, with statistics of that time or
-// none, nor on a transaction that stays open.
+// TestEnginePlans: what a call reads does not depend on the size of the tables.
 func TestEnginePlans(t *testing.T) {
 	t.Parallel()
-	for name, analyzed := range map[string]bool{"analyzed": true, "new": false} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			testPlans(t, analyzed)
-		})
-	}
-}
-
-func testPlans(t *testing.T, analyzed bool) {
-	const rows, warm = 300_000, 8
-	sizes := []int{0, 100, 1000} // of the tables when plans are made, each on a connection of its own
-	e := newEngine(t)
-	e.noStatistics()
-	q, other, s, next := e.queue("q"), e.queue("other"), e.session(), e.session()
-	if next != s+1 {
-		t.Fatal("two sessions in a row are wanted")
-	}
-	var c claimed
-	var job int64
-	calls := []struct {
-		name string
-		most int
-		call func() string
-	}{
-		{"look", 60, func() string { return fmt.Sprintf("SELECT * FROM pawl.look(1::smallint, ARRAY[%d, %d])", q, other) }},
-		{"enqueue", 60, func() string { return "SELECT * FROM pawl.enqueue(1::smallint, 'q', 'test', '{}')" }},
-		{"enqueue with a key", 100, func() string {
-			return fmt.Sprintf("SELECT * FROM pawl.enqueue_unique(1::smallint, 'q', 'test', '{}', 'key%d')", job)
-		}},
-		{"claim", 150, func() string {
-			return fmt.Sprintf("SELECT * FROM pawl.claim(1::smallint, %d, %d, %d, 2::smallint, 10)", s, nonces.Add(1), q)
-		}},
-		{"bodies", 150, func() string { return e.bodiesCall(c) }},
-		{"settle", 120, func() string {
-			return fmt.Sprintf("SELECT pawl.settle(1::smallint, %d, ARRAY[%d], ARRAY[%d], ARRAY[0], ARRAY['failed'::pawl.outcome], NULL, ARRAY[3600000], NULL)", s, c.id, c.nonce)
-		}},
-		{"finish", 120, func() string {
-			return fmt.Sprintf("SELECT pawl.finish(1::smallint, %d, ARRAY[%d], ARRAY[%d], ARRAY['{[1,10)}'::int4multirange])", s, c.id, c.nonce)
-		}},
-		{"renew", 200, func() string {
-			return fmt.Sprintf("SELECT * FROM pawl.session_renew(1::smallint, %d, ARRAY[%d])", s, c.id)
-		}},
-		{"state", 400, func() string { return fmt.Sprintf("SELECT * FROM pawl.job_state(1::smallint, %d)", job) }},
-		{"cancel", 600, func() string { return fmt.Sprintf("SELECT * FROM pawl.job_cancel(1::smallint, %d, 'test')", job) }},
-		{"due", 60, func() string { return "SELECT * FROM pawl.sweep_due(1::smallint, NULL, 100)" }},
-		{"sweep of the sessions", 60, func() string { return "SELECT pawl.sweep_sessions(1::smallint, 100)" }},
-	}
-	run := func(conn *pgx.Conn, each func(name string, got int)) {
-		job = e.enqueueMany(conn, "q", 9)
-		for _, call := range calls {
-			if call.name == "bodies" {
-				c = e.lastClaim(conn, s)
+	dbtest.Plans(t, 300_000, func(t *testing.T) dbtest.PlanTest {
+		e := newEngine(t)
+		q, other, s, next := e.queue("q"), e.queue("other"), e.session(), e.session()
+		if next != s+1 {
+			t.Fatal("two sessions in a row are wanted")
+		}
+		return dbtest.PlanTest{Pool: e.pool, Fill: func(rows int) { e.fill(q, other, s, rows) }, Round: func(conn *pgx.Conn, on func(name string, most int) *dbtest.Plan) {
+			call := func(name string, most int, sql string, args ...any) {
+				t.Helper()
+				if _, err := on(name, most).Exec(e.ctx, fmt.Sprintf(sql, args...)); err != nil {
+					t.Fatal(err)
+				}
 			}
-			each(call.name, e.buffers(conn, call.call()))
-		}
-	}
-	var conns []*pgx.Conn
-	var plans []*[]string
-	for _, size := range sizes {
-		e.fill(q, other, s, size)
-		conn, explained := e.explained()
-		conns, plans = append(conns, conn), append(plans, explained)
-		for i := range warm {
-			if i == 2 && analyzed { // now the statistics say how small the tables are
-				e.exec(conn, "VACUUM (ANALYZE) "+strings.Join(all[string](e, e.pool, "SELECT 'pawl.' || relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'pawl'::regnamespace"), ", "))
-			}
-			run(conn, func(string, int) {})
-		}
-	}
-	holder, err := e.conn().BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.exec(holder, "SELECT count(*) FROM pawl.queue")
-	e.fill(q, other, s, rows)
-	for k, conn := range conns {
-		fewest := map[string]int{} // of some rounds: in one the server may have to read its catalogs anew
-		for range 3 {
-			run(conn, func(name string, got int) { fewest[name] = min(got, cmp.Or(fewest[name], got)) })
-		}
-		for _, call := range calls {
-			t.Logf("%s: %d buffers", call.name, fewest[call.name])
-			if got := fewest[call.name]; got > call.most {
-				t.Errorf("%s, planned at %d rows: got %d buffers with %d rows, want at most %d\n%s", call.name, sizes[k], got, rows, call.most, strings.Join(*plans[k], "\n"))
-			}
-		}
-	}
-}
-
-// explained opens a connection that tells the plans of the statements within functions that read a hundred buffers and more, where the server has auto_explain.
-func (e *engine) explained() (*pgx.Conn, *[]string) {
-	e.Helper()
-	config := e.pool.Config().ConnConfig.Copy()
-	var plans []string
-	config.OnNotice = func(_ *pgconn.PgConn, notice *pgconn.Notice) {
-		if strings.HasPrefix(notice.Message, "duration") && manyBuffers.MatchString(notice.Message) {
-			plans = append(plans, notice.Message)
-		}
-	}
-	conn, err := pgx.ConnectConfig(e.ctx, config)
-	if err != nil {
-		e.Fatal(err)
-	}
-	e.Cleanup(func() { _ = conn.Close(context.Background()) })
-	_, _ = conn.Exec(e.ctx, "LOAD 'auto_explain'")
-	_, _ = conn.Exec(e.ctx, `SELECT set_config('auto_explain.' || s, v, false) FROM (VALUES ('log_min_duration', '0'), ('log_analyze', 'on'), ('log_buffers', 'on'),
-		('log_timing', 'off'), ('log_nested_statements', 'on'), ('log_level', 'notice')) x(s, v)`)
-	return conn, &plans
-}
-
-var manyBuffers = regexp.MustCompile(`hit=\d{3,}`)
-
-// bodiesCall reads the bodies of a claim.
-func (e *engine) bodiesCall(c claimed) string {
-	return fmt.Sprintf("SELECT * FROM pawl.claim_bodies(1::smallint, %d, %d, 0, 10)", c.id, c.nonce)
+			job := e.enqueueMany(conn, "q", 9)
+			call("look", 60, "SELECT * FROM pawl.look(1::smallint, ARRAY[%d, %d])", q, other)
+			call("enqueue", 60, "SELECT * FROM pawl.enqueue(1::smallint, 'q', 'test', '{}')")
+			call("enqueue with a key", 100, "SELECT * FROM pawl.enqueue_unique(1::smallint, 'q', 'test', '{}', 'key%d')", job)
+			call("claim", 150, "SELECT * FROM pawl.claim(1::smallint, %d, %d, %d, 2::smallint, 10)", s, nonces.Add(1), q)
+			c := e.lastClaim(conn, s)
+			call("bodies", 150, "SELECT * FROM pawl.claim_bodies(1::smallint, %d, %d, 0, 10)", c.id, c.nonce)
+			call("settle", 120, "SELECT pawl.settle(1::smallint, %d, ARRAY[%d], ARRAY[%d], ARRAY[0], ARRAY['failed'::pawl.outcome], NULL, ARRAY[3600000], NULL)", s, c.id, c.nonce)
+			call("finish", 120, "SELECT pawl.finish(1::smallint, %d, ARRAY[%d], ARRAY[%d], ARRAY['{[1,10)}'::int4multirange])", s, c.id, c.nonce)
+			call("renew", 200, "SELECT * FROM pawl.session_renew(1::smallint, %d, ARRAY[%d])", s, c.id)
+			call("state", 400, "SELECT * FROM pawl.job_state(1::smallint, %d)", job)
+			call("cancel", 600, "SELECT * FROM pawl.job_cancel(1::smallint, %d, 'test')", job)
+			call("due", 60, "SELECT * FROM pawl.sweep_due(1::smallint, NULL, 100)")
+			call("sweep of the sessions", 60, "SELECT pawl.sweep_sessions(1::smallint, 100)")
+		}}
+	})
 }
 
 // lastClaim is the newest claim of a session.
@@ -192,27 +78,27 @@ func TestEngineManyQueues(t *testing.T) {
 	t.Parallel()
 	const queues = 10_000
 	e := newEngine(t)
-	e.noStatistics()
+	dbtest.NoStatistics(e, e.pool)
 	conn := e.conn()
 	look := "SELECT * FROM pawl.look(1::smallint, ARRAY(SELECT id FROM pawl.queue))"
 	q, s := e.queue("queue 0"), e.session()
 	for range 8 { // the plans are made while there is one
-		e.buffers(conn, look)
+		dbtest.Buffers(e, conn, look)
 		e.enqueue(conn, "queue 0")
 		e.claim(conn, s, q, 1)
 	}
 	e.exec(conn, "SELECT pawl.line_create(1::smallint, 'queue ' || i, 2::smallint) FROM generate_series(1, $1) i", queues-1)
 	fewest := func(call string) int {
-		n := e.buffers(conn, call)
+		n := dbtest.Buffers(e, conn, call)
 		for range 2 { // in one the server may have to read its catalogs anew
-			n = min(n, e.buffers(conn, call))
+			n = min(n, dbtest.Buffers(e, conn, call))
 		}
 		return n
 	}
 	if got := fewest("SELECT * FROM pawl.enqueue(1::smallint, 'queue 7777', 'test', '{}')"); got > 60 {
 		t.Errorf("enqueue: got %d buffers, want at most 60", got)
 	}
-	got := e.buffers(conn, look)
+	got := dbtest.Buffers(e, conn, look)
 	if most := 16 * queues; got > most {
 		t.Errorf("look: got %d buffers for %d queues, want at most %d", got, queues, most)
 	}
@@ -240,13 +126,13 @@ func TestEngineStoryLong(t *testing.T) {
 	if got, want := e.state(e.pool, job), "available 1"; got != want {
 		t.Errorf("state: got %s, want %s", got, want)
 	}
-	if got, most := e.buffers(e.pool, fmt.Sprintf("SELECT * FROM pawl.job_state(1::smallint, %d)", job)), 3*times; got > most {
+	if got, most := dbtest.Buffers(e, e.pool, fmt.Sprintf("SELECT * FROM pawl.job_state(1::smallint, %d)", job)), 3*times; got > most {
 		t.Errorf("state: got %d buffers after %d times in line, want at most %d", got, times, most)
 	}
 	if got := e.cancel(e.pool, job); got != "available" {
 		t.Errorf("cancel: got %s, want available", got)
 	}
-	if got, most := e.buffers(e.pool, fmt.Sprintf("SELECT * FROM pawl.job_state(1::smallint, %d)", job)), 3*times; got > most {
+	if got, most := dbtest.Buffers(e, e.pool, fmt.Sprintf("SELECT * FROM pawl.job_state(1::smallint, %d)", job)), 3*times; got > most {
 		t.Errorf("state of the cancelled: got %d buffers, want at most %d", got, most)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pawl-dev/pawl/db/dbtest"
 )
 
 // renew is a heartbeat of a process that holds these claims.
@@ -165,7 +167,7 @@ func TestEngineRescueLarge(t *testing.T) {
 func TestEngineLongJob(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
-	e.noStatistics()
+	dbtest.NoStatistics(e, e.pool)
 	q, s := e.queue("q"), e.session()
 	e.enqueueMany(e.pool, "q", 3)
 	long := e.claim(e.pool, s, q, 1)
@@ -178,7 +180,7 @@ func TestEngineLongJob(t *testing.T) {
 	if _, strays := e.renew(e.pool, s, long.id, held.id); !slices.Equal(strays, []int64{stray.id}) {
 		t.Errorf("second heartbeat: got strays %v, want [%d]", strays, stray.id)
 	}
-	if got := e.buffers(e.pool, fmt.Sprintf("SELECT * FROM pawl.session_renew(1::smallint, %d, ARRAY[%d, %d])", s, long.id, held.id)); got > 100 {
+	if got := dbtest.Buffers(e, e.pool, fmt.Sprintf("SELECT * FROM pawl.session_renew(1::smallint, %d, ARRAY[%d, %d])", s, long.id, held.id)); got > 100 {
 		t.Errorf("heartbeat: got %d buffers, want at most 100", got)
 	}
 	if n := e.die(s); n != 3 {

@@ -236,7 +236,7 @@ func TestEngine_holdOfRemoved(t *testing.T) {
 			return fmt.Errorf("the lock: got %v, %w, want it to be free", who, err)
 		}
 		return nil
-	}, without{"what is removed holds nothing", "sweep_sagas_old", "DELETE FROM pawl.saga_hold e WHERE e.ns = p_ns AND e.saga_id = x.id;", ""})
+	}, without{"what is removed holds nothing", "sweep_sagas_old", "DELETE FROM pawl.saga_hold e WHERE -e.ns = -p_ns AND e.saga_id = x.id;", ""})
 }
 
 // withdrawAll sweeps until nothing is left to be withdrawn.
