@@ -224,10 +224,15 @@ func (p *MySQLDB) Settle(ctx context.Context, id BranchID, commit bool) error {
 	if !p.isMaria() {
 		return p.settle(ctx, conn, id, commit)
 	}
-	if err := p.free(ctx, conn, id); err != nil {
-		return err
+	for _, slack := range []int{-1, 1} { // a branch that is still kept was prepared since the server was started, by a connection that is there
+		if err := p.free(ctx, conn, id, slack); err != nil {
+			return err
+		}
+		if err = p.settle(ctx, conn, id, commit); !errors.Is(err, ErrBusy) {
+			break
+		}
 	}
-	if err := p.settle(ctx, conn, id, commit); err != nil {
+	if err != nil {
 		return err
 	}
 	return p.check(ctx, conn, id, commit)
@@ -235,9 +240,9 @@ func (p *MySQLDB) Settle(ctx context.Context, id BranchID, commit bool) error {
 
 // free waits until no connection keeps a branch, if one does that is to be ended, else it gives ErrBusy. To look is a must: while a connection that has prepared ends, MariaDB (10.11, tried) lets others end the branch
 // by name, says that it is done, and forgets the name, but not the branch, whose locks then stay until the server is started again.
-func (p *MySQLDB) free(ctx context.Context, conn *sql.Conn, id BranchID) error {
+func (p *MySQLDB) free(ctx context.Context, conn *sql.Conn, id BranchID, slack int) error {
 	for try := 0; ; try++ {
-		keeper, idle, err := p.keeper(ctx, conn, id)
+		keeper, idle, err := p.keeper(ctx, conn, id, slack)
 		switch {
 		case err != nil:
 			return p.wrap("look who prepared", err)
@@ -259,13 +264,13 @@ func (p *MySQLDB) free(ctx context.Context, conn *sql.Conn, id BranchID) error {
 	}
 }
 
-// keeper tells which connection has prepared a branch and is still there, 0 for none: the witness says so, committed or not, unless it was written before the server was started (or within a second
-// after, for that is how exactly it tells), which numbers connections anew.
-func (p *MySQLDB) keeper(ctx context.Context, conn *sql.Conn, id BranchID) (keeper uint64, idle bool, err error) {
+// keeper tells which connection has prepared a branch and is still there, 0 for none: the witness says so, committed or not, unless it was written before the server was started, which numbers
+// connections anew. The server tells that to the second: with a slack of -1 one that was written in the first second is not believed, with 1 one from the second before is.
+func (p *MySQLDB) keeper(ctx context.Context, conn *sql.Conn, id BranchID, slack int) (keeper uint64, idle bool, err error) {
 	err = dirty(ctx, conn, func(tx *sql.Tx) error {
 		return tx.QueryRowContext(ctx, `SELECT w.connection, l.command = 'Sleep' AND l.time >= ? FROM pawl_branch_witness w JOIN information_schema.processlist l ON l.id = w.connection
-			WHERE w.branch = ? AND NOT w.fence AND w.at >= UTC_TIMESTAMP() - INTERVAL (SELECT variable_value - 1 FROM information_schema.global_status WHERE variable_name = 'UPTIME') SECOND`,
-			int(idleMin/time.Second), id.String()).Scan(&keeper, &idle)
+			WHERE w.branch = ? AND NOT w.fence AND w.at >= UTC_TIMESTAMP() - INTERVAL (SELECT variable_value + ? FROM information_schema.global_status WHERE variable_name = 'UPTIME') SECOND`,
+			int(idleMin/time.Second), id.String(), slack).Scan(&keeper, &idle)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		err = nil

@@ -87,7 +87,7 @@ func TestMySQL_lostReplies(t *testing.T) {
 				if one {
 					l.statement = "XA COMMIT"
 				}
-				through := twophase.MySQL("south", l.open(t, s.dsn))
+				through := twophase.MySQL(s.p.Name(), l.open(t, s.dsn))
 				m := s.with(s.east, through)
 				no := errors.New("no")
 				err := m.Run(t.Context(), patient(t.Context(), func(ctx context.Context, tx *twophase.Tx) error {
@@ -145,7 +145,7 @@ func TestMySQL_presumed(t *testing.T) {
 	for i := range n {
 		id := s.overdue()
 		s.leaveDone(id, s.east, "INSERT INTO account VALUES ($1, 0)", i+2)
-		id.Participant = "south"
+		id.Participant = s.p.Name()
 		b, err := s.p.Begin(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package twophase_test
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"log/slog"
@@ -30,7 +31,7 @@ func newSouth(t *testing.T, dsn string) *south {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = db.Close() })
-	s := &south{bank: newBank(t), db: db, dsn: dsn, p: twophase.MySQL("south", db)}
+	s := &south{bank: newBank(t), db: db, dsn: dsn, p: twophase.MySQL("south-"+rand.Text()[:8], db)} // servers list all branches, also other tests'
 	s.ask("CREATE TABLE account (id int PRIMARY KEY, amount int NOT NULL, CHECK (amount >= 0))")
 	s.ask("INSERT INTO account VALUES (1, 1000), (2, 1000)")
 	if err := s.p.Setup(t.Context()); err != nil {
@@ -201,7 +202,7 @@ func TestMySQL_killed(t *testing.T) {
 	server := dbtest.PrivateMariaDB(t)
 	s := newSouth(t, server.DSN(dbtest.PrivateDatabase))
 	for _, commit := range []bool{true, false} {
-		id := twophase.BranchID{Namespace: 1, Home: "00.1.0", ID: uuid.New(), Deadline: time.Unix(4e9, 0), Participant: "south"}
+		id := twophase.BranchID{Namespace: 1, Home: "00.1.0", ID: uuid.New(), Deadline: time.Unix(4e9, 0), Participant: s.p.Name()}
 		b, err := s.p.Begin(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
@@ -243,20 +244,34 @@ func TestMySQL_killed(t *testing.T) {
 	}
 }
 
-// A branch that an idle connection keeps is taken from it.
+// A branch that an idle connection keeps is taken from it, also one that was prepared as soon as the server was there.
 func TestMySQL_hangs(t *testing.T) {
-	t.Parallel()
 	if testing.Short() {
 		t.Skip("it takes 5 s")
 	}
+	t.Parallel()
+	for name, first := range map[string]string{
+		"later":   "SELECT 1",
+		"at once": "SET timestamp = (SELECT unix_timestamp() - variable_value + 0.2 FROM information_schema.global_status WHERE variable_name = 'UPTIME')",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testHangs(t, first)
+		})
+	}
+}
+
+func testHangs(t *testing.T, first string) {
 	s := newSouth(t, dbtest.MariaDB(t))
-	id := twophase.BranchID{Namespace: 1, Home: "00.1.0", ID: uuid.New(), Deadline: time.Unix(4e9, 0), Participant: "south"}
+	id := twophase.BranchID{Namespace: 1, Home: "00.1.0", ID: uuid.New(), Deadline: time.Unix(4e9, 0), Participant: s.p.Name()}
 	b, err := s.p.Begin(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.(interface{ Tx() twophase.MySQLTx }).Tx().ExecContext(t.Context(), "UPDATE account SET amount = amount + 7 WHERE id = 1"); err != nil {
-		t.Fatal(err)
+	for _, statement := range []string{first, "UPDATE account SET amount = amount + 7 WHERE id = 1"} {
+		if _, err := b.(interface{ Tx() twophase.MySQLTx }).Tx().ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := b.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
@@ -342,11 +357,11 @@ func TestMySQL_handover(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	elsewhere := twophase.MySQL("south", other)
+	elsewhere := twophase.MySQL(s.p.Name(), other)
 	ctx, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
 	for n := range 200 {
-		id := twophase.BranchID{Namespace: 1, Home: "00.1.0", ID: uuid.New(), Deadline: time.Unix(4e9, 0), Participant: "south"}
+		id := twophase.BranchID{Namespace: 1, Home: "00.1.0", ID: uuid.New(), Deadline: time.Unix(4e9, 0), Participant: s.p.Name()}
 		b, err := s.p.Begin(ctx, id)
 		if err != nil {
 			t.Fatal(err)
