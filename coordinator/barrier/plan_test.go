@@ -14,7 +14,7 @@ import (
 // What a branch and the sweep read does not depend on how many branches are kept.
 func TestPlans(t *testing.T) {
 	t.Parallel()
-	dbtest.Plans(t, 250_000, func(t *testing.T) dbtest.PlanTest {
+	dbtest.Plans(t, 150_000, func(t *testing.T) dbtest.PlanTest {
 		pool := dbtest.New(t)
 		ctx := t.Context()
 		fills := 0

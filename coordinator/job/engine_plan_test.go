@@ -32,7 +32,7 @@ func (e *engine) fill(queue, other int32, session int64, rows int) {
 // TestEnginePlans: what a call reads does not depend on the size of the tables.
 func TestEnginePlans(t *testing.T) {
 	t.Parallel()
-	dbtest.Plans(t, 300_000, func(t *testing.T) dbtest.PlanTest {
+	dbtest.Plans(t, 150_000, func(t *testing.T) dbtest.PlanTest {
 		e := newEngine(t)
 		q, other, s, next := e.queue("q"), e.queue("other"), e.session(), e.session()
 		if next != s+1 {

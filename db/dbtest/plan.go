@@ -34,8 +34,12 @@ type PlanTest struct {
 
 // Plans tests that what calls read does not depend on the size of the tables, though their plans were made while these were small, with statistics of that time
 // ("analyzed") or none ("new"), nor on a transaction that stays open while Fill adds so many rows. It runs begin in two parallel subtests.
+// Under -short it skips: with the race detector there is nothing to be found.
 func Plans(t *testing.T, rows int, begin func(t *testing.T) PlanTest) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("fills tables with many rows")
+	}
 	for name, analyzed := range map[string]bool{"analyzed": true, "new": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
