@@ -485,7 +485,7 @@ END $$;
 -- The holders of a lock whose session is alive.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.lock_alive(p_ns smallint, p_name text) RETURNS TABLE (token bigint, session_id bigint, process text)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 BEGIN
   RETURN QUERY
     SELECT h.token, h.session_id, format('%s on %s, pid %s', z.name, z.host, z.pid)

@@ -360,7 +360,7 @@ END $$;
 -- Where a shard stands. Not to be put in place of its call: where the table was empty when its statistics were made, the planner would read all of it.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.subscription_position(p_ns smallint, p_subscription int, p_shard smallint) RETURNS SETOF pawl.subscription_batch
-LANGUAGE plpgsql STABLE ROWS 1 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql STABLE ROWS 1 SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 BEGIN
   RETURN QUERY
     SELECT b.* FROM pawl.subscription_batch b WHERE b.ns = p_ns AND b.subscription_id = p_subscription AND b.shard = p_shard ORDER BY b.id DESC LIMIT 1;
@@ -439,13 +439,14 @@ END $$;
 -- Moves a shard on from the position p_from to the one given, and puts events of the batch aside: those that failed (p_retry_ms: when to try again, NULL with p_dead: never)
 -- and those of their keys after them (both NULL). Gives the new position's id. Unless p_durable it commits asynchronously: what a crash undoes is delivered again. Raises PW001 when p_from is
 -- not the newest any more: another relay or an operator has moved it; and when the server is not in the incarnation in which the batch was opened.
+-- Without JIT, here and below: a table that has no index counts as so dear without sequential scans that Postgres would compile the statement, in 20 ms, at each call.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.outbox_settle(p_ns smallint, p_subscription int, p_shard smallint, p_from bigint,
   p_epoch smallint, p_seen_xid xid8, p_late xid8[], p_floor bigint, p_mark bigint, p_to_epoch smallint, p_to_xid xid8, p_to_late xid8[], p_to_floor bigint,
   p_to_mark bigint, p_ceiling bigint, p_done bigint,
   p_events bigint, p_ids bigint[], p_attempts int[], p_retry_ms bigint[], p_dead boolean[], p_errors text[],
   p_skip boolean, p_durable boolean, p_incarnation bigint) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET lock_timeout = '10s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off SET lock_timeout = '10s' AS $$
 DECLARE
   v_now    timestamptz;
   v_id     bigint;
@@ -487,7 +488,7 @@ END $$;
 -- parked behind others.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.parked_lead(p_ns smallint, p_subscription int, p_shard smallint, p_keys text[]) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
   v_key   text;
   v_first bigint;
@@ -505,7 +506,7 @@ END $$;
 -- The first parked event of each key that is due, the longest due first; key NULL: it goes by itself. None while the subscription is paused.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.parked_due(p_ns smallint, p_subscription int, p_shard smallint, p_limit int) RETURNS TABLE (key text, id bigint)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
   v_now timestamptz := clock_timestamp();
 BEGIN
@@ -520,7 +521,7 @@ END $$;
 -- When the next parked event is due, also while the subscription is paused; NULL: none is.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.parked_next(p_ns smallint, p_subscription int, p_shard smallint) RETURNS timestamptz
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 BEGIN
   RETURN (SELECT e.retry_at FROM pawl.parked_event e
     WHERE -e.ns = -p_ns AND e.subscription_id = p_subscription AND e.shard = p_shard AND e.dead_at IS NULL AND e.retry_at IS NOT NULL ORDER BY e.retry_at LIMIT 1);
@@ -530,7 +531,7 @@ END $$;
 -- A parked event that is not given up, and with its key (NULL: by itself) those behind it in their order: up to p_limit, and none after the payload that reaches p_bytes.
 -- +goose StatementBegin
 CREATE FUNCTION pawl.parked_page(p_ns smallint, p_subscription int, p_shard smallint, p_key text, p_id bigint, p_limit int, p_bytes bigint) RETURNS SETOF pawl.parked_event
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
   e pawl.parked_event;
 BEGIN
@@ -554,7 +555,7 @@ END $$;
 -- +goose StatementBegin
 CREATE FUNCTION pawl.parked_settle(p_ns smallint, p_subscription int, p_shard smallint, p_key text, p_delivered bigint[], p_failed bigint, p_attempt int, p_retry_ms bigint,
   p_dead boolean, p_skip boolean, p_error text, p_incarnation bigint) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '10s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s' AS $$
 DECLARE
   v_id bigint;
 BEGIN
