@@ -274,8 +274,6 @@ func (t *Tx) commitOwn(ctx context.Context, decides bool, statement string, args
 	case !decides:
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
-	t.own.conn.Release() // the place of the lost connection in the pool is for who asks
-	t.own = nil
 	return t.m.decider.find(ctx, t.ID(), err)
 }
 
